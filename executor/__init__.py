@@ -1,0 +1,1 @@
+"""The DataHub remote executor: runs ingestion inside a private network."""

@@ -1,0 +1,145 @@
+"""Takes from the queue what the pool has room for, and sends each message its way."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+from anyio.abc import TaskGroup
+
+from executor.backoff import Backoff
+from executor.datahub.client import DataHub
+from executor.datahub.errors import DataHubError
+from executor.execution import Executor
+from executor.messages import ExecutionRequest, MalformedMessage, Reference, Signal, parse
+from executor.operations.metrics import Metrics
+from executor.operations.reachability import Reachability
+from executor.pool import Pool
+from executor.queue.delivery import Delivery, LeaseLostError, QueueError
+from executor.queue.sqs import SqsQueue
+from executor.run import ActiveRuns, Run, StopReason
+
+FOREIGN_DELAY = 5.0  # seconds until a message for another executor id is offered again, a receive
+LONGEST_FOREIGN_DELAY = 60.0  # seconds
+REMEMBERED_MESSAGES = 10_000  # ids of messages that were complained of, so that each is said once
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Consumer:
+    """The service's intake. It never receives more than can start: that would hide work from other tasks."""
+
+    queue: SqsQueue
+    datahub: DataHub
+    pool: Pool
+    active: ActiveRuns
+    executor: Executor
+    metrics: Metrics
+    reachability: Reachability
+    new_run: Callable[[str, Delivery, ExecutionRequest | None], Run]
+    clock: Callable[[], float]  # epoch, seconds
+    executor_id: str
+    _said: "OrderedDict[str, None]" = field(default_factory=OrderedDict)
+
+    async def serve(self, runs: TaskGroup) -> None:
+        """Receive until cancelled; runs are started in `runs`, where they outlive this."""
+        backoff = Backoff()
+        while True:
+            room = await self.pool.room()
+            try:
+                deliveries = await self.queue.receive(room)
+            except QueueError as error:
+                self.metrics.queue_failures.inc()
+                self.reachability.failed(str(error))
+                await backoff.wait()
+                continue
+            self.reachability.answered()
+            backoff.reset()
+            for delivery in deliveries:
+                self._dispatch(delivery, runs)
+
+    def _dispatch(self, delivery: Delivery, runs: TaskGroup) -> None:
+        """Decide without waiting, so that slots are given in the order of receipt."""
+        if delivery.receive_count == 1:
+            self.metrics.queue_latency.observe(max(0.0, self.clock() - delivery.sent_at))
+        try:
+            message = parse(delivery.body)
+        except MalformedMessage as error:
+            self._dispatch_malformed(delivery, error, runs)
+            return
+        if isinstance(message, Reference):
+            self._start(delivery, message.exec_id, None, runs)
+        elif self._is_foreign(message.executor_id):
+            runs.start_soon(self._give_back, delivery, message.executor_id)
+        elif isinstance(message, Signal):
+            runs.start_soon(self._signal, delivery, message)
+        else:
+            self._start(delivery, message.exec_id, message, runs)
+
+    def _dispatch_malformed(self, delivery: Delivery, error: MalformedMessage, runs: TaskGroup) -> None:
+        if self._is_foreign(error.executor_id):
+            runs.start_soon(self._give_back, delivery, error.executor_id)
+        elif error.exec_id is not None and self.active.get(error.exec_id) is None:
+            run = self.new_run(error.exec_id, delivery, None)
+            self.active.add(run)
+            run.log.warning("request_malformed", reason=error.reason, message_id=delivery.message_id)
+            runs.start_soon(self.executor.refuse, run, error.reason)
+        else:  # nothing may be done to it: the queue's redrive policy takes it away in the end
+            self.metrics.malformed.inc()
+            self._say_once("message_malformed", delivery, error.reason)
+
+    def _start(
+        self, delivery: Delivery, exec_id: str, request: ExecutionRequest | None, runs: TaskGroup
+    ) -> None:
+        self.metrics.requests.inc()
+        if (held := self.active.get(exec_id)) is not None:
+            held.log.info("duplicate_held_back", message_id=delivery.message_id)
+            runs.start_soon(self._release, delivery, LONGEST_FOREIGN_DELAY)
+            return
+        run = self.new_run(exec_id, delivery, request)
+        self.active.add(run)
+        ticket = self.pool.ticket(request.weight if request else None)
+        run.log.info("request_received", message_id=delivery.message_id, receive_count=delivery.receive_count)
+        runs.start_soon(self.executor.execute, run, ticket)
+
+    def _is_foreign(self, executor_id: str | None) -> bool:
+        return executor_id is not None and executor_id != self.executor_id
+
+    async def _give_back(self, delivery: Delivery, executor_id: str | None) -> None:
+        self.metrics.foreign.inc()
+        self._say_once("message_foreign", delivery, f"it is addressed to the executor id {executor_id}")
+        # Longer from time to time, or two executors that share a queue would play ping-pong with it.
+        await self._release(delivery, min(LONGEST_FOREIGN_DELAY, FOREIGN_DELAY * delivery.receive_count))
+
+    async def _signal(self, delivery: Delivery, signal: Signal) -> None:
+        """End the run if it is ours; otherwise record the kill where its executor, or its claim, will see it."""
+        run = self.active.get(signal.exec_id)
+        try:
+            if run is not None:
+                if run.stop(StopReason.CANCELLED):
+                    run.log.info("kill_signal_received")
+            elif not await self.datahub.kill_signals([signal.exec_id]):
+                now_ms = round(self.clock() * 1000)
+                await self.datahub.write_kill_signal(signal.exec_id, self.executor_id, now_ms)
+                log.info("kill_signal_recorded", exec_id=signal.exec_id)
+            await self.queue.delete(delivery)
+        except (DataHubError, QueueError) as error:
+            log.warning("kill_signal_deferred", exec_id=signal.exec_id, reason=str(error))
+            await self._release(delivery, FOREIGN_DELAY)
+        except LeaseLostError:
+            return  # whoever has it now does the same
+
+    async def _release(self, delivery: Delivery, delay: float) -> None:
+        try:
+            await self.queue.release(delivery, delay)
+        except (QueueError, LeaseLostError) as error:
+            log.info("release_failed", message_id=delivery.message_id, reason=str(error))
+
+    def _say_once(self, event: str, delivery: Delivery, reason: str) -> None:
+        if delivery.message_id not in self._said:
+            log.warning(event, message_id=delivery.message_id, reason=reason)
+        self._said[delivery.message_id] = None
+        self._said.move_to_end(delivery.message_id)
+        if len(self._said) > REMEMBERED_MESSAGES:
+            self._said.popitem(last=False)

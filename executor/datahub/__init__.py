@@ -1,0 +1,1 @@
+"""DataHub, over GraphQL and OpenAPI."""

@@ -1,0 +1,46 @@
+"""What a run finds in its environment, and what of it nobody may read in a log. Pure."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+# Names that hold a secret by all custom; what is found under them is masked wherever it shows.
+_SENSITIVE = re.compile(
+    r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|PRIVATE|API_?KEY|ACCESS_?KEY|_PAT$", re.IGNORECASE
+)
+# The scratch folder goes with the run; the other one would give the venv's Python our standard library.
+_NOT_INHERITED = ("TMPDIR", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV")
+_SETTINGS_OF_THE_EXECUTOR = ("EXECUTOR_TASK_MEMORY_LIMIT", "EXECUTOR_TASK_WEIGHT")
+
+
+def sensitive_values(env: Mapping[str, str]) -> list[str]:
+    """The values of variables whose name says that they are secret."""
+    return [value for name, value in env.items() if value and _SENSITIVE.search(name)]
+
+
+def run_environment(
+    base: Mapping[str, str],
+    extra: Mapping[str, str],
+    *,
+    venv: Path,
+    gms_address: str,
+    gms_token: str | None,
+    artifacts: Path,
+    scratch: Path,
+    debug: bool,
+) -> dict[str, str]:
+    """The variables of a run: the executor's own, those that the request adds, then ours (contract, section 5)."""
+    env = {name: value for name, value in base.items() if name not in _NOT_INHERITED}
+    env["DATAHUB_GMS_URL"] = gms_address
+    if gms_token is not None:
+        env["DATAHUB_GMS_TOKEN"] = gms_token
+    env.update({name: value for name, value in extra.items() if name not in _SETTINGS_OF_THE_EXECUTOR})
+    env.setdefault("TMPDIR", str(scratch))
+    return env | {
+        "PATH": f"{venv / 'bin'}:{env.get('PATH', '/usr/local/bin:/usr/bin:/bin')}",
+        "VIRTUAL_ENV": str(venv),
+        "INGESTION_ARTIFACT_DIR": str(artifacts),
+        "DATAHUB_DEBUG": "true" if debug else "false",
+        "DATAHUB_ENABLE_SECRET_MASKING": "true",
+        "PYTHONUNBUFFERED": "1",  # the page shows the log as it grows
+    }

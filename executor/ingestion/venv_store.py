@@ -1,0 +1,168 @@
+"""The folder of built venvs: complete ones under their keys, unfinished ones and locks beside them."""
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+from anyio import to_thread
+from packaging.version import InvalidVersion, Version
+
+from executor.ingestion.venv_build import Log, say
+from executor.ingestion.venv_spec import VenvSpec, is_wheel
+
+_MARKER = "complete.json"
+_BUILDING = ".building-"
+_LOCK_POLL = 0.2  # seconds between tries for a venv that another executor process builds
+
+
+@dataclass(frozen=True)
+class Venv:
+    """A venv that is ready. `command` starts the CLI, to be followed by its arguments."""
+
+    path: Path
+    cli_version: Version | None
+    python: Path
+    command: tuple[str, ...]
+
+
+class VenvStore:
+    """Venvs on disk. Several executor processes may share a folder; a venv is there whole or not at all."""
+
+    def __init__(self, root: Path, clock: Callable[[], float] = time.time) -> None:
+        self._root = root
+        self._clock = clock
+        self._known: dict[str, tuple[int, Venv]] = {}
+
+    def find(self, key: str) -> Venv | None:
+        """The complete venv under `key`; the time of its marker says when it was last asked for."""
+        path = self._root / key
+        marker, python = path / _MARKER, path / "bin" / "python"
+        try:
+            inode = marker.stat().st_ino
+            python.stat()
+        except FileNotFoundError:
+            self._known.pop(key, None)
+            return None
+        with suppress(OSError):  # one that can't be marked, of another user, serves all the same
+            os.utime(marker)
+        known = self._known.get(key)
+        if known is not None and known[0] == inode:
+            return known[1]
+        content = _read_marker(marker)
+        if content is None:
+            return None
+        # Through Python rather than by the script's first line, which is a shell's: two processes less.
+        command = (str(python), str(path / "bin" / "datahub"))
+        venv = Venv(path, Version(content["cli_version"]), python, command)
+        self._known[key] = (inode, venv)
+        return venv
+
+    async def newest_version(self, family: str) -> str | None:
+        """The newest version of the CLI among the venvs of `family`."""
+        return await to_thread.run_sync(self._newest_version, family)
+
+    def _newest_version(self, family: str) -> str | None:
+        markers = (_read_marker(path) for path in self._root.glob(f"*/{_MARKER}"))
+        versions = [
+            Version(marker["version"])
+            for marker in markers
+            if marker is not None and marker["family"] == family and not is_wheel(marker["version"])
+        ]
+        return str(max(versions)) if versions else None
+
+    @asynccontextmanager
+    async def building(self, key: str, log: Log) -> AsyncIterator[Path | None]:
+        """A new folder to build `key` in, removed at the end; none if the venv is there by then.
+
+        While another process builds the same one it is waited for.
+
+        Raises:
+            OSError: The disk is full or can't be written.
+        """
+        lock = await self._lock(key, log)
+        try:
+            if self.find(key) is not None:
+                yield None
+                return
+            directory = Path(tempfile.mkdtemp(prefix=f"{_BUILDING}{key}-", dir=self._root))
+            try:
+                yield directory
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await _remove(directory)
+        finally:
+            os.close(lock)
+
+    def publish(
+        self, key: str, venv: Path, *, spec: VenvSpec, version: str, cli: Version, family: str
+    ) -> None:
+        """Give the complete `venv`, built in a folder of `building`, its place under `key`."""
+        content = {
+            "version": version,
+            "plugin": spec.plugin,
+            "extra_plugins": spec.extra_plugins,
+            "extra_requirements": spec.extra_requirements,
+            "cli_version": str(cli),
+            "family": family,
+            "created": self._clock(),
+        }
+        (venv / _MARKER).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        place = self._root / key
+        if place.exists():  # without its marker or its Python: someone cleaned up inside it
+            place.rename(venv.with_name("replaced"))
+        venv.rename(place)
+
+    async def sweep(self) -> None:
+        """Remove what interrupted builds left, unless their builder lives.
+
+        Raises:
+            OSError: The folder can't be made or read.
+        """
+        self._root.mkdir(parents=True, exist_ok=True)
+        for path in self._root.glob(f"{_BUILDING}*"):
+            lock = self._try_lock(path.name.removeprefix(_BUILDING).partition("-")[0])
+            if lock is not None:
+                try:
+                    await _remove(path)
+                finally:
+                    os.close(lock)
+
+    async def _lock(self, key: str, log: Log) -> int:
+        if (lock := self._try_lock(key)) is not None:
+            return lock
+        say(log, "Another executor process is building this Python environment: waiting for it")
+        while (lock := self._try_lock(key)) is None:  # noqa: ASYNC110 no event tells of another process
+            await anyio.sleep(_LOCK_POLL)
+        return lock
+
+    def _try_lock(self, key: str) -> int | None:
+        """A descriptor that holds the lock of `key`, which the kernel lets go when this process dies."""
+        descriptor = os.open(self._root / f".lock-{key}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+
+async def _remove(path: Path) -> None:
+    await to_thread.run_sync(lambda: shutil.rmtree(path, ignore_errors=True))
+
+
+def _read_marker(path: Path) -> dict[str, str] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        marker = {name: str(content[name]) for name in ("version", "cli_version", "family")}
+        Version(marker["cli_version"])
+    except (OSError, ValueError, KeyError, TypeError, InvalidVersion):
+        return None  # cut short, or of another layout: as good as missing
+    return marker

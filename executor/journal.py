@@ -1,0 +1,83 @@
+"""What is known of one run, and the state of it that DataHub is to see. No I/O."""
+
+from collections.abc import Callable
+
+from executor.datahub.state import RunState, Status, StructuredReport
+from executor.ingestion.masking import Masker
+from executor.ingestion.output import OutputBuffer
+from executor.ingestion.report import Summary, fit
+from executor.requests import ExecutionRequest
+
+LIVE_LOG_BYTES = 128 * 1024  # of the log in a progress write; the final one has all that is kept
+
+
+class Journal:
+    """The story of a run as it goes on: request, attempt, log."""
+
+    def __init__(
+        self, request: ExecutionRequest | None, *, executor_id: str, host: str, clock: Callable[[], float]
+    ) -> None:
+        """`clock` tells seconds since the epoch."""
+        self.request = request
+        self.masker = Masker()
+        self.output = OutputBuffer(self.masker.stream())
+        self.source_type: str | None = None
+        self.cli_version: str | None = None
+        self.attempt = 0
+        self._executor_id = executor_id
+        self._host = host
+        self._clock = clock
+        self._started = clock()
+        self._seconds: float | None = None
+        self._shown = 0
+
+    def begin(self, attempt: int) -> None:
+        """The run is about to be claimed: its time counts from here."""
+        self.attempt = attempt
+        self._started = self._clock()
+
+    def log_to(self, masker: Masker) -> None:
+        """Begin the run's log, which `masker` keeps the secrets out of."""
+        self.masker = masker
+        self.output = OutputBuffer(masker.stream())
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken so far, or took."""
+        return self._clock() - self._started if self._seconds is None else self._seconds
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is more to see than in the last `progress`."""
+        return self.output.version != self._shown
+
+    def progress(self) -> RunState:
+        """The state while it runs, with the newest of the log."""
+        self._shown = self.output.version
+        return self._state(Status.RUNNING, None, self.output.snapshot(LIVE_LOG_BYTES))
+
+    def end(self, status: Status, words: str, structured_report: bytes | None = None) -> RunState:
+        """The state at its end; `words` are what the report begins with."""
+        if self._seconds is None:
+            self._seconds = self.seconds
+        return self._state(status, words, self.output.snapshot(), structured_report)
+
+    def _state(
+        self, status: Status, words: str | None, log: str, structured: bytes | None = None
+    ) -> RunState:
+        seconds = max(0.0, self.seconds)
+        task = self.request.name.value if self.request else "unknown"
+        summary = Summary(
+            task=task,
+            source_type=self.source_type or "unknown",
+            cli_version=self.cli_version or "unknown",
+            executor_id=self._executor_id,
+            host=self._host,
+            attempt=self.attempt,
+            started=self._started,
+            duration=seconds,
+            ending=words,
+        )
+        fitted = fit(summary, structured, log, self.masker)
+        report = StructuredReport(task, fitted.structured) if fitted.structured is not None else None
+        return RunState(status, round(self._started * 1000), round(seconds * 1000), fitted.report, report)

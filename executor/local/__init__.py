@@ -1,0 +1,1 @@
+"""The DataHub stand-in and the embedded queue of the demo and the tests."""

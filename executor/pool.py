@@ -1,0 +1,111 @@
+"""Bounds what runs at a time, by weight, first come first served. The only place that counts slots."""
+
+import math
+from collections import deque
+from typing import Self
+
+import anyio
+
+# Weights are whole millionths of the pool: sums of decimal fractions are exact, 1/3 three times fits.
+_WHOLE = 1_000_000
+
+
+class Pool:
+    """Slots whose weights never add up to more than 1.0 (contract, section 1).
+
+    A ticket that does not fit yet holds back all later ones, so that light runs can't starve a heavy one.
+    """
+
+    def __init__(self, max_workers: int) -> None:
+        self._share = _WHOLE // max_workers
+        self._free = _WHOLE
+        self._waiting: deque[Ticket] = deque()
+        self._changed = anyio.Event()
+        self.max_workers = max_workers
+        self.active = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many tickets wait for their slot."""
+        return len(self._waiting)
+
+    @property
+    def used(self) -> float:
+        """The share of the pool that is taken, 0.0 to 1.0."""
+        return 1 - self._free / _WHOLE
+
+    def ticket(self, weight: float | None = None) -> "Ticket":
+        """Queue up for a slot of `weight` (default: one worker's share). Enter the ticket to wait for it."""
+        ticket = Ticket(self, self._units(weight))
+        self._waiting.append(ticket)
+        self._grant()
+        return ticket
+
+    async def room(self) -> int:
+        """How many runs of the default weight could start now; waits until there is room for one."""
+        while self._waiting or self._free < self._share:
+            await self._changed.wait()
+        return self._free // self._share
+
+    def _units(self, weight: float | None) -> int:
+        if weight is None:
+            return self._share
+        return min(_WHOLE, math.ceil(weight * _WHOLE))
+
+    def _grant(self) -> None:
+        while self._waiting and self._waiting[0].units <= self._free:
+            ticket = self._waiting.popleft()
+            self._free -= ticket.units
+            self.active += 1
+            ticket.granted.set()
+        self._announce()
+
+    def _give_back(self, ticket: "Ticket") -> None:
+        self._free += ticket.units
+        self.active -= 1
+        self._grant()
+
+    def _withdraw(self, ticket: "Ticket") -> None:
+        if ticket.granted.is_set():
+            self._give_back(ticket)
+        else:
+            self._waiting.remove(ticket)
+            self._grant()
+
+    def _put_first(self, ticket: "Ticket") -> None:
+        self._waiting.appendleft(ticket)
+        self._grant()
+
+    def _announce(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+
+class Ticket:
+    """A place in the queue for a slot, then the slot; leaving the context gives it back."""
+
+    def __init__(self, pool: Pool, units: int) -> None:
+        self._pool = pool
+        self.units = units
+        self.granted = anyio.Event()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.granted.wait()
+        except BaseException:
+            self._pool._withdraw(self)  # noqa: SLF001 - the ticket is the pool's other half
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._pool._withdraw(self)  # noqa: SLF001
+
+    async def change(self, weight: float | None) -> None:
+        """Take another weight, for a run whose weight was learned late; a heavier one waits first in line."""
+        units = self._pool._units(weight)  # noqa: SLF001
+        if units == self.units:
+            return
+        self._pool._give_back(self)  # noqa: SLF001
+        self.units, self.granted = units, anyio.Event()
+        self._pool._put_first(self)  # noqa: SLF001
+        await self.granted.wait()

@@ -1,0 +1,28 @@
+"""A message that is ours for a while, and how long that while provably lasts."""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Delivery:
+    """One receive of one message. The receipt handle stands for the lease; the next receive replaces it.
+
+    `lease_ends` is on the monotonic clock, counted from before the call that set the visibility: SQS's own
+    clock started later, so the message is ours at least until then.
+    """
+
+    message_id: str
+    receipt_handle: str
+    body: str
+    receive_count: int
+    sent_at: float  # epoch, seconds
+    received_at: float  # monotonic, seconds
+    lease_ends: float  # monotonic, seconds
+
+
+class QueueError(Exception):
+    """The queue could not be asked; the message says why and what to do. Waiting may help."""
+
+
+class LeaseLostError(Exception):
+    """The receipt handle is stale: the message was given to somebody else, or deleted."""

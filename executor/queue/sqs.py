@@ -1,0 +1,254 @@
+"""Amazon SQS: receive, extend, give back, delete; standard and FIFO queues alike."""
+
+import json
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import anyio
+from aiobotocore.config import AioConfig
+from aiobotocore.session import get_session
+from botocore.exceptions import BotoCoreError, ClientError
+
+from executor.queue.batcher import BATCH_LIMIT, Batcher
+from executor.queue.delivery import Delivery, LeaseLostError, QueueError
+from executor.queue.name import QueueName
+
+LONG_POLL_LIMIT = 20  # seconds (contract, section 6)
+CONNECT_TIMEOUT = 5  # seconds
+READ_TIMEOUT = 10  # seconds beyond a long poll's own wait
+BATCH_TIMEOUT = 10.0  # seconds for one call of a batch
+LONGEST_VISIBILITY = 43_200  # seconds: twelve hours (contract, section 6)
+
+_DENIED = {"AccessDenied", "AccessDeniedException", "InvalidClientTokenId", "UnrecognizedClientException"}
+_GONE = {"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"}
+_STALE = {"ReceiptHandleIsInvalid", "InvalidParameterValue", "MessageNotInflight", "InvalidReceiptHandle"}
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFacts:
+    """What the queue says of itself."""
+
+    url: str
+    arn: str
+    visibility_timeout: int  # seconds, the queue's own default
+    dead_letter_arn: str | None
+    max_receive_count: int | None
+    waiting: int
+    in_flight: int
+
+
+class SqsQueue:
+    """One queue, spoken to through one client. Made by `open_queue`."""
+
+    def __init__(self, client: Any, url: str, visibility_timeout: int) -> None:  # noqa: ANN401 - botocore makes its clients' types at run time
+        self._client = client
+        self.url = url
+        self._visibility = visibility_timeout
+        # The lease counts from before the call: a wait that leaves most of it.
+        self._wait = min(LONG_POLL_LIMIT, visibility_timeout // 4)
+        self._batch_timeout = min(BATCH_TIMEOUT, visibility_timeout / 6)
+        self._deletes: Batcher[Delivery] = Batcher(self._delete_batch)
+        self._visibilities: Batcher[tuple[Delivery, int]] = Batcher(self._visibility_batch)
+
+    async def receive(self, limit: int) -> list[Delivery]:
+        """Up to `limit` messages (ten at most a call), waiting for the first one up to 20 s.
+
+        Raises:
+            QueueError: the queue could not be asked.
+        """
+        asked_at = anyio.current_time()
+        answer = await self._call(
+            "receive_message",
+            MaxNumberOfMessages=min(limit, BATCH_LIMIT),
+            WaitTimeSeconds=self._wait,
+            VisibilityTimeout=self._visibility,
+            MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
+        )
+        now = anyio.current_time()
+        return [
+            Delivery(
+                message_id=message["MessageId"],
+                receipt_handle=message["ReceiptHandle"],
+                body=message["Body"],
+                receive_count=int(message["Attributes"]["ApproximateReceiveCount"]),
+                sent_at=int(message["Attributes"]["SentTimestamp"]) / 1000,
+                received_at=now,
+                lease_ends=asked_at + self._visibility,
+            )
+            for message in answer.get("Messages", ())
+        ]
+
+    async def extend(self, delivery: Delivery) -> None:
+        """Renew the lease for another visibility time-out from now.
+
+        Raises:
+            LeaseLostError: the receipt handle is stale.
+            QueueError: the queue could not be asked; the lease runs on as it was.
+        """
+        asked_at = anyio.current_time()
+        await self._visibilities.submit((delivery, self._visibility))
+        delivery.lease_ends = asked_at + self._visibility
+
+    async def release(self, delivery: Delivery, delay: float = 0) -> None:
+        """Give the message back, to be received again after `delay` seconds.
+
+        Raises:
+            LeaseLostError: it was no longer ours.
+            QueueError: the queue could not be asked; the message comes back when its lease ends.
+        """
+        await self._visibilities.submit((delivery, min(round(delay), LONGEST_VISIBILITY)))
+
+    async def delete(self, delivery: Delivery) -> None:
+        """Take the message off the queue.
+
+        Raises:
+            LeaseLostError: the receipt handle is stale.
+            QueueError: the queue could not be asked.
+        """
+        await self._deletes.submit(delivery)
+
+    async def send(self, body: str, group: str) -> str:
+        """Put a message on the queue; its id. `group` orders and deduplicates on a FIFO queue."""
+        fifo = (
+            {"MessageGroupId": group, "MessageDeduplicationId": group} if self.url.endswith(".fifo") else {}
+        )
+        answer = await self._call("send_message", MessageBody=body, **fifo)
+        message_id: str = answer["MessageId"]
+        return message_id
+
+    async def facts(self) -> QueueFacts:
+        """Read the queue's attributes (permission `sqs:GetQueueAttributes`)."""
+        answer = await self._call("get_queue_attributes", AttributeNames=["All"])
+        attributes: Mapping[str, str] = answer["Attributes"]
+        redrive = json.loads(attributes.get("RedrivePolicy") or "{}")
+        return QueueFacts(
+            url=self.url,
+            arn=attributes["QueueArn"],
+            visibility_timeout=int(attributes["VisibilityTimeout"]),
+            dead_letter_arn=redrive.get("deadLetterTargetArn"),
+            max_receive_count=int(redrive["maxReceiveCount"]) if "maxReceiveCount" in redrive else None,
+            waiting=int(attributes["ApproximateNumberOfMessages"]),
+            in_flight=int(attributes["ApproximateNumberOfMessagesNotVisible"]),
+        )
+
+    async def serve(self) -> None:
+        """Send what gathers for the batch calls, until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._deletes.serve)
+            tasks.start_soon(self._visibilities.serve)
+
+    async def _delete_batch(self, deliveries: Sequence[Delivery]) -> list[Exception | None]:
+        entries: list[dict[str, object]] = [
+            {"ReceiptHandle": delivery.receipt_handle} for delivery in deliveries
+        ]
+        return await self._batch("delete_message_batch", entries)
+
+    async def _visibility_batch(self, changes: Sequence[tuple[Delivery, int]]) -> list[Exception | None]:
+        entries: list[dict[str, object]] = [
+            {"ReceiptHandle": delivery.receipt_handle, "VisibilityTimeout": seconds}
+            for delivery, seconds in changes
+        ]
+        return await self._batch("change_message_visibility_batch", entries)
+
+    async def _batch(self, operation: str, entries: Sequence[dict[str, object]]) -> list[Exception | None]:
+        numbered = [{"Id": str(number), **entry} for number, entry in enumerate(entries)]
+        try:
+            # A call that hangs must not keep the leases of other runs from being renewed in time.
+            with anyio.fail_after(self._batch_timeout):
+                answer = await self._call(operation, Entries=numbered)
+        except QueueError as error:
+            return [error] * len(entries)
+        except TimeoutError:
+            return [QueueError(f"the queue {self.url} did not answer in time")] * len(entries)
+        failures: dict[int, Exception] = {
+            int(failure["Id"]): _entry_error(failure) for failure in answer.get("Failed", ())
+        }
+        return [failures.get(number) for number in range(len(entries))]
+
+    async def _call(self, operation: str, **arguments: object) -> Mapping[str, Any]:
+        with _errors_in_words(self.url):
+            answer: Mapping[str, Any] = await getattr(self._client, operation)(QueueUrl=self.url, **arguments)
+        return answer
+
+
+@asynccontextmanager
+async def open_queue(
+    name: QueueName, *, region: str | None, visibility_timeout: int, env: Mapping[str, str]
+) -> AsyncIterator[SqsQueue]:
+    """A queue that is ready to be used; credentials and endpoints are botocore's own chain.
+
+    Extending, giving back and deleting go through `serve`, which the caller runs in its task group.
+
+    Raises:
+        QueueError: no region is known, the credentials' configuration is broken, or a queue that is given by
+            its plain name could not be looked up.
+    """
+    config = AioConfig(
+        connect_timeout=CONNECT_TIMEOUT,
+        read_timeout=LONG_POLL_LIMIT + READ_TIMEOUT,
+        max_pool_connections=32,
+        # The callers wait out an outage; one repetition here hides a connection that was dropped.
+        retries={"mode": "standard", "total_max_attempts": 2},
+        tcp_keepalive=True,
+    )
+    async with AsyncExitStack() as stack:
+        with _errors_in_words(str(name)):
+            client = await stack.enter_async_context(
+                get_session().create_client(
+                    "sqs", region_name=region, endpoint_url=_endpoint(name, env), config=config
+                )
+            )
+            url = await _url(client, name)
+        yield SqsQueue(client, url, visibility_timeout)
+
+
+async def _url(client: Any, name: QueueName) -> str:  # noqa: ANN401 - as above
+    if name.url:
+        return name.url
+    if name.account:  # SQS's URLs are made of these three: no permission needed to ask for it
+        return f"{client.meta.endpoint_url}/{name.account}/{name.name}"
+    answer = await client.get_queue_url(QueueName=name.name)
+    url: str = answer["QueueUrl"]
+    return url
+
+
+def _endpoint(name: QueueName, env: Mapping[str, str]) -> str | None:
+    """Where to send calls, if not where botocore would: to a URL's own host (VPC endpoint, LocalStack)."""
+    if not name.url or env.get("AWS_ENDPOINT_URL_SQS") or env.get("AWS_ENDPOINT_URL"):
+        return None
+    parts = urlsplit(name.url)
+    if re.fullmatch(r"sqs\.[a-z0-9-]+\.amazonaws\.com(\.cn)?", parts.hostname or ""):
+        return None
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+@contextmanager
+def _errors_in_words(queue: str) -> Iterator[None]:
+    try:
+        yield
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        raise QueueError(_words(code, queue, str(error))) from error
+    except (BotoCoreError, aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise QueueError(
+            f"the queue {queue} could not be reached: {error or type(error).__name__}"
+        ) from error
+
+
+def _words(code: str, queue: str, text: str) -> str:
+    if code in _GONE:
+        return f"the queue {queue} does not exist: check DATAHUB_EXECUTOR_QUEUE, its region and its account"
+    if code in _DENIED:
+        return f"access to the queue {queue} is denied: check the role's policy and the queue's ({text})"
+    return f"the queue {queue} refused: {text}"
+
+
+def _entry_error(failure: Mapping[str, Any]) -> Exception:
+    code = str(failure.get("Code")).rpartition(".")[2].removesuffix("Exception")
+    reason = str(failure.get("Message")).rpartition("Reason: ")[2]
+    return LeaseLostError(reason) if code in _STALE else QueueError(f"{code}: {reason}")

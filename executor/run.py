@@ -1,0 +1,143 @@
+"""One run's life: its phases, what may end it, and the only copy of both. No I/O."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+
+import anyio
+from structlog.typing import FilteringBoundLogger
+
+from executor.ingestion.process import TERMINATION_GRACE
+from executor.journal import Journal
+from executor.queue.delivery import Delivery
+from executor.reporter import Reporter
+from executor.requests import ExecutionRequest
+
+
+class Phase(StrEnum):
+    """Where a run is in its life."""
+
+    WAITING = "waiting"  # received, for a slot
+    CLAIMING = "claiming"
+    PREPARING = "preparing"  # recipe, secrets, venv
+    RUNNING = "running"
+    SETTLING = "settling"
+    SETTLED = "settled"
+
+
+_NEXT: dict[Phase, set[Phase]] = {
+    Phase.WAITING: {Phase.CLAIMING, Phase.SETTLING},
+    Phase.CLAIMING: {Phase.PREPARING, Phase.SETTLING},
+    Phase.PREPARING: {Phase.RUNNING, Phase.SETTLING},
+    Phase.RUNNING: {Phase.SETTLING},
+    Phase.SETTLING: {Phase.SETTLED},
+    Phase.SETTLED: set(),
+}
+
+
+class StopReason(Enum):
+    """Why a run is ended from outside; the first one counts, except that a lost lease outranks all others."""
+
+    CANCELLED = "cancelled on request"
+    DRAINED = "this executor is stopping"
+    LEASE_LOST = "this executor's hold on the request ended"
+    ENDED_ELSEWHERE = "DataHub holds a final status for it already"
+
+
+class IllegalTransitionError(Exception):
+    """The code tried to take a run where its life does not lead; a defect."""
+
+
+@dataclass(eq=False, slots=True)
+class Run:
+    """A delivery on its way from receipt to settlement."""
+
+    exec_id: str
+    delivery: Delivery
+    journal: Journal
+    reporter: Reporter
+    log: FilteringBoundLogger
+    phase: Phase = Phase.WAITING
+    stop_reason: StopReason | None = None
+    stop_grace: float = TERMINATION_GRACE  # seconds between SIGTERM and SIGKILL
+    work: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    settlement: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+
+    def advance(self, phase: Phase) -> None:
+        """Enter the next phase. Raises IllegalTransitionError."""
+        if phase not in _NEXT[self.phase]:
+            raise IllegalTransitionError(f"{self.exec_id}: {self.phase} does not lead to {phase}")
+        self.phase = phase
+
+    @property
+    def request(self) -> ExecutionRequest:
+        """The request, once it is known. Raises IllegalTransitionError before."""
+        if self.journal.request is None:
+            raise IllegalTransitionError(f"{self.exec_id}: its request has not been read yet")
+        return self.journal.request
+
+    def begin(self, attempt: int) -> None:
+        """This is going to be attempt number `attempt`."""
+        self.journal.begin(attempt)
+        self.reporter.attempt = attempt
+        self.log = self.log.bind(attempt=attempt)
+
+    def describe(self, source_type: str) -> None:
+        """The recipe is read: what it ingests from."""
+        self.journal.source_type = source_type
+        self.log = self.log.bind(source_type=source_type)
+
+    def stop(self, reason: StopReason, grace: float | None = None) -> bool:
+        """End the work from outside; True if that changed anything. `grace` shortens the time to obey (s).
+
+        A run that is settling goes on settling, unless its lease is lost: then nothing of it may be written.
+        """
+        if grace is not None:
+            self.stop_grace = min(self.stop_grace, grace)
+        if reason is StopReason.LEASE_LOST and self.stop_reason is not StopReason.LEASE_LOST:
+            self.stop_reason = reason
+            self.work.cancel()
+            self.settlement.cancel()
+            return True
+        if self.stop_reason is not None or self.phase in {Phase.SETTLING, Phase.SETTLED}:
+            return False
+        self.stop_reason = reason
+        self.work.cancel()
+        return True
+
+
+class ActiveRuns:
+    """The runs that this executor holds, by id, in the order of their receipt."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, Run] = {}
+        self._emptied = anyio.Event()
+        self._emptied.set()
+
+    def add(self, run: Run) -> None:
+        """Hold a run; the caller has looked that its id is not held yet."""
+        self._runs[run.exec_id] = run
+        if self._emptied.is_set():
+            self._emptied = anyio.Event()
+
+    def remove(self, run: Run) -> None:
+        """Let go of a run."""
+        del self._runs[run.exec_id]
+        if not self._runs:
+            self._emptied.set()
+
+    def get(self, exec_id: str) -> Run | None:
+        """The run of that id, if it is held."""
+        return self._runs.get(exec_id)
+
+    def __iter__(self) -> Iterator[Run]:
+        """All runs held now; the runs may change meanwhile."""
+        return iter(list(self._runs.values()))
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    async def emptied(self) -> None:
+        """Return once none is held."""
+        while self._runs:
+            await self._emptied.wait()

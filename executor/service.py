@@ -1,0 +1,282 @@
+"""Builds the parts, starts them in one task group, and drains them on a signal."""
+
+import random
+import secrets
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
+from functools import partial
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup, TaskStatus
+
+from executor.backoff import Backoff
+from executor.consumer import Consumer
+from executor.datahub.client import DataHub, open_datahub
+from executor.datahub.secret_store import DataHubSecretStore
+from executor.datahub.transport import is_outage
+from executor.execution import Executor
+from executor.heartbeat import Heartbeat
+from executor.ingestion.environment import sensitive_values
+from executor.ingestion.ingest import Ingestion, open_ingestion
+from executor.ingestion.masking import Masker, MaskRegistry
+from executor.journal import Journal
+from executor.operations.health import Health, serve_http
+from executor.operations.logging import configure_logging
+from executor.operations.metrics import Metrics
+from executor.operations.reachability import Reachability
+from executor.pool import Pool
+from executor.queue.delivery import Delivery, QueueError
+from executor.queue.sqs import SqsQueue, open_queue
+from executor.reporter import Reporter
+from executor.requests import ExecutionRequest
+from executor.run import ActiveRuns, Phase, Run, StopReason
+from executor.settings import Settings, unknown_variables
+
+SETTLE_TIMEOUT = 15.0  # seconds after the drain: 10 s for SIGTERM, then SIGKILL, 5 s for the last write
+HURRIED_GRACE = 2.0  # seconds between SIGTERM and SIGKILL after a second signal
+
+log = structlog.get_logger()
+
+
+class StartError(Exception):
+    """The service can't start; the message says why and names the way out."""
+
+
+class Service:
+    """The running executor: consumer, pool, heartbeat and health, until it is told to stop."""
+
+    def __init__(self, settings: Settings, env: Mapping[str, str], maskers: MaskRegistry) -> None:
+        self._settings = settings
+        self._env = env
+        self._maskers = maskers
+        self._host = socket.gethostname()
+        self._pool = Pool(settings.max_workers)
+        self._active = ActiveRuns()
+        self._metrics = Metrics(settings.pool_id)
+        self._metrics.follow_pool(settings.max_workers, lambda: self._pool.active, lambda: self._pool.waiting)
+        self._queue_reach = Reachability("queue")
+        self._datahub_reach = Reachability("datahub")
+        self._health = Health([self._queue_reach, self._datahub_reach])
+        self._intake = anyio.CancelScope()
+        self._stopping = False
+        self._hurry = anyio.Event()
+        self._random = random.Random()  # noqa: S311 - jitter
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain.
+
+        Raises:
+            StartError: the metrics port is taken.
+        """
+        async with anyio.create_task_group() as background:
+            await background.start(self._watch_signals)
+            if self._settings.metrics_port:
+                await background.start(self._serve_http)
+            background.start_soon(self._health.touch_files)
+            await self._serve(background)
+            background.cancel_scope.cancel()
+        log.info("stopped")
+
+    async def _serve(self, background: TaskGroup) -> None:
+        settings = self._settings
+        token = settings.gms_token.get_secret_value() if settings.gms_token else None
+        async with AsyncExitStack() as stack:
+            datahub = await stack.enter_async_context(
+                open_datahub(settings.gms_url, token, self._datahub_called)
+            )
+            ingestion = await stack.enter_async_context(
+                open_ingestion(settings, self._env, DataHubSecretStore(datahub), self._maskers)
+            )
+            queue = None
+            with self._until_stopping():
+                queue = await self._open_queue(stack)
+            if queue is None:
+                return
+            background.start_soon(queue.serve)
+            background.start_soon(self._heartbeat(queue, datahub).serve)
+            async with anyio.create_task_group() as runs:
+                with self._until_stopping():
+                    await self._consumer(queue, datahub, ingestion).serve(runs)
+                await self._drain()
+                runs.cancel_scope.cancel()
+
+    async def _open_queue(self, stack: AsyncExitStack) -> SqsQueue:
+        settings, backoff = self._settings, self._backoff()
+        while True:
+            try:
+                queue = await stack.enter_async_context(
+                    open_queue(
+                        settings.queue,
+                        region=settings.aws_region,
+                        visibility_timeout=settings.visibility_timeout,
+                        env=self._env,
+                    )
+                )
+                break
+            except QueueError as error:
+                self._queue_reach.failed(str(error))
+                await backoff.wait()
+        await self._look_at(queue)
+        return queue
+
+    async def _look_at(self, queue: SqsQueue) -> None:
+        """Say at the start what the queue's own settings will do to messages that nobody can read."""
+        try:
+            facts = await queue.facts()
+        except QueueError as error:
+            log.warning("queue_not_described", reason=str(error), permission="sqs:GetQueueAttributes")
+            return
+        if facts.dead_letter_arn is None:
+            log.warning(
+                "no_redrive_policy",
+                consequence="a message that can't be read comes back until the queue's retention ends",
+                way_out="give the queue a dead-letter queue with a maxReceiveCount of 5 or more",
+            )
+        elif facts.max_receive_count is not None and facts.max_receive_count <= self._settings.max_attempts:
+            log.warning(
+                "redrive_too_early",
+                max_receive_count=facts.max_receive_count,
+                consequence="an interrupted run may go to the dead-letter queue before its attempts are used up",
+            )
+
+    async def _drain(self) -> None:
+        """Let runs end by themselves for the drain time-out, then end them; other executors take over."""
+        self._health.stopping = True
+        log.info("draining", runs=len(self._active), seconds=self._settings.drain_timeout)
+        for run in self._active:
+            if run.phase is Phase.WAITING:
+                run.stop(StopReason.DRAINED)
+        await self._emptied_within(self._settings.drain_timeout)
+        for run in self._active:
+            run.stop(StopReason.DRAINED, grace=HURRIED_GRACE if self._hurry.is_set() else None)
+        self._hurry = anyio.Event()
+        await self._emptied_within(SETTLE_TIMEOUT)
+        for run in self._active:
+            run.log.warning("not_settled", consequence="its message comes back when its lease ends")
+            run.stop_grace = 0
+
+    async def _emptied_within(self, seconds: float) -> None:
+        """Wait until no run is held, `seconds` at most, or until somebody hurries."""
+        with anyio.move_on_after(seconds):
+            async with anyio.create_task_group() as tasks:
+
+                async def hurried() -> None:
+                    await self._hurry.wait()
+                    tasks.cancel_scope.cancel()
+
+                tasks.start_soon(hurried)
+                await self._active.emptied()
+                tasks.cancel_scope.cancel()
+
+    @contextmanager
+    def _until_stopping(self) -> Iterator[None]:
+        """What a signal to stop ends at once; the runs are outside of it."""
+        with anyio.CancelScope() as self._intake:
+            if self._stopping:
+                self._intake.cancel()
+            yield
+
+    async def _watch_signals(self, *, task_status: TaskStatus[None]) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
+            async for number in signals:
+                if self._stopping:
+                    log.warning("hurrying", signal=number.name)
+                    self._hurry.set()
+                    continue
+                log.info("stopping", signal=number.name)
+                self._stopping = True
+                self._intake.cancel()
+
+    async def _serve_http(self, *, task_status: TaskStatus[None]) -> None:
+        port = self._settings.metrics_port
+        try:
+            await serve_http(port, self._health, self._metrics, task_status)
+        except OSError as error:
+            raise StartError(
+                f"port {port} can't be used ({error.strerror}): set DATAHUB_EXECUTOR_METRICS_PORT to another "
+                "one, or to 0 for none"
+            ) from error
+
+    def _consumer(self, queue: SqsQueue, datahub: DataHub, ingestion: Ingestion) -> Consumer:
+        executor = Executor(
+            queue=queue,
+            datahub=datahub,
+            ingestion=ingestion,
+            active=self._active,
+            metrics=self._metrics,
+            max_attempts=self._settings.max_attempts,
+            task_timeout=self._settings.task_timeout,
+            backoff=self._backoff,
+        )
+        log.info("consuming", queue=queue.url, max_workers=self._settings.max_workers)
+        return Consumer(
+            queue=queue,
+            datahub=datahub,
+            pool=self._pool,
+            active=self._active,
+            executor=executor,
+            metrics=self._metrics,
+            reachability=self._queue_reach,
+            new_run=partial(self._new_run, datahub),
+            clock=time.time,
+            executor_id=self._settings.pool_id,
+        )
+
+    def _heartbeat(self, queue: SqsQueue, datahub: DataHub) -> Heartbeat:
+        return Heartbeat(
+            queue=queue,
+            datahub=datahub,
+            active=self._active,
+            metrics=self._metrics,
+            beat=self._health.beat,
+            visibility_timeout=self._settings.visibility_timeout,
+            poll_interval=self._settings.signal_poll_interval,
+        )
+
+    def _new_run(
+        self, datahub: DataHub, exec_id: str, delivery: Delivery, request: ExecutionRequest | None
+    ) -> Run:
+        journal = Journal(
+            request=request, executor_id=self._settings.pool_id, host=self._host, clock=time.time
+        )
+        reporter = Reporter(datahub, exec_id, secrets.token_hex(8), self._backoff)
+        return Run(exec_id, delivery, journal, reporter, log.bind(exec_id=exec_id))
+
+    def _backoff(self) -> Backoff:
+        return Backoff(draw=self._random)
+
+    def _datahub_called(self, operation: str, failure: str | None) -> None:
+        self._metrics.datahub_call(operation, failure)
+        if is_outage(failure):
+            self._datahub_reach.failed(f"{operation}: {failure}")
+        else:
+            self._datahub_reach.answered()
+
+
+def run_service(settings: Settings, env: Mapping[str, str]) -> None:
+    """Run the service to its end. Raises StartError."""
+    maskers = MaskRegistry()
+    maskers.add(Masker(sensitive_values(env)))
+    configure_logging(maskers.mask)
+    for name, meant in unknown_variables(env):
+        log.warning("unknown_setting", name=name, did_you_mean=meant)
+    try:
+        settings.work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=settings.work_dir):
+            pass
+    except OSError as error:
+        raise StartError(
+            f"the work folder {settings.work_dir} can't be written to ({error.strerror}): set "
+            "DATAHUB_EXECUTOR_WORK_DIR to one that can"
+        ) from error
+    service = Service(settings, env, maskers)
+    try:
+        anyio.run(service.run, backend_options={"use_uvloop": True})
+    except* StartError as errors:
+        raise StartError("\n".join(str(error) for error in errors.exceptions)) from None
