@@ -167,8 +167,7 @@ class Executor:
                 ended = await self.ingestion.run(prepared, journal.output, lambda: run.stop_grace)
         except IngestError as error:
             return Verdict(Status.FAILURE, str(error))
-        except DataHubRefusedError as error:
-            return Verdict(Status.FAILURE, f"The recipe's secrets can't be read from DataHub: {error}.")
+        journal.notes += (ended.usage,)
         status = Status.SUCCESS if ended.succeeded else Status.FAILURE
         return Verdict(status, ended.words, structured_report=ended.structured_report)
 

@@ -24,6 +24,7 @@ class Journal:
         self.source_type: str | None = None
         self.cli_version: str | None = None
         self.attempt = 0
+        self.notes: tuple[str, ...] = ()  # lines of the report's summary
         self._executor_id = executor_id
         self._host = host
         self._clock = clock
@@ -77,6 +78,7 @@ class Journal:
             started=self._started,
             duration=seconds,
             ending=words,
+            notes=self.notes,
         )
         fitted = fit(summary, structured, log, self.masker)
         report = StructuredReport(task, fitted.structured) if fitted.structured is not None else None

@@ -4,8 +4,8 @@ import base64
 from collections.abc import Mapping
 from itertools import chain
 
+from executor.datahub.state import URN_PREFIX
 from executor.requests import (
-    URN_PREFIX,
     ExecutionRequest,
     MalformedMessage,
     Reference,
@@ -16,7 +16,6 @@ from executor.requests import (
     load_json,
     request_from_input,
     safe_exec_id,
-    urn_of,
 )
 
 __all__ = [
@@ -28,7 +27,6 @@ __all__ = [
     "TaskName",
     "parse",
     "request_from_input",
-    "urn_of",
 ]
 
 Message = ExecutionRequest | Reference | Signal

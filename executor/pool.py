@@ -29,11 +29,6 @@ class Pool:
         """How many tickets wait for their slot."""
         return len(self._waiting)
 
-    @property
-    def used(self) -> float:
-        """The share of the pool that is taken, 0.0 to 1.0."""
-        return 1 - self._free / _WHOLE
-
     def ticket(self, weight: float | None = None) -> "Ticket":
         """Queue up for a slot of `weight` (default: one worker's share). Enter the ticket to wait for it."""
         ticket = Ticket(self, self._units(weight))

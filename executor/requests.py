@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NoReturn
 
-URN_PREFIX = "urn:li:dataHubExecutionRequest:"
 MEMORY_LIMIT_VARIABLE = "EXECUTOR_TASK_MEMORY_LIMIT"
 WEIGHT_VARIABLE = "EXECUTOR_TASK_WEIGHT"
 
@@ -55,11 +54,6 @@ class ExecutionRequest:
     extra_env_vars: Mapping[str, str] = field(repr=False)
 
     @property
-    def urn(self) -> str:
-        """The request's URN in DataHub."""
-        return urn_of(self.exec_id)
-
-    @property
     def memory_limit_kb(self) -> int | None:
         """The run's address space in kilobytes, None for no limit."""
         text = self.extra_env_vars.get(MEMORY_LIMIT_VARIABLE, "").strip()
@@ -91,11 +85,6 @@ class Reference:
 
     exec_id: str
 
-    @property
-    def urn(self) -> str:
-        """The request's URN in DataHub."""
-        return urn_of(self.exec_id)
-
 
 @dataclass(frozen=True, slots=True)
 class Signal:
@@ -103,11 +92,6 @@ class Signal:
 
     exec_id: str
     executor_id: str | None
-
-
-def urn_of(exec_id: str) -> str:
-    """The URN of an execution request."""
-    return URN_PREFIX + exec_id
 
 
 def safe_exec_id(value: object) -> str:

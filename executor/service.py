@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from executor.backoff import Backoff
 from executor.consumer import Consumer
 from executor.datahub.client import DataHub, open_datahub
-from executor.datahub.secret_store import DataHubSecretStore
+from executor.datahub_secrets import DataHubSecretStore
 from executor.datahub.transport import is_outage
 from executor.execution import Executor
 from executor.heartbeat import Heartbeat
@@ -275,8 +275,11 @@ def run_service(settings: Settings, env: Mapping[str, str]) -> None:
             f"the work folder {settings.work_dir} can't be written to ({error.strerror}): set "
             "DATAHUB_EXECUTOR_WORK_DIR to one that can"
         ) from error
-    service = Service(settings, env, maskers)
+
+    async def serve() -> None:
+        await Service(settings, env, maskers).run()
+
     try:
-        anyio.run(service.run, backend_options={"use_uvloop": True})
+        anyio.run(serve, backend_options={"use_uvloop": True})
     except* StartError as errors:
         raise StartError("\n".join(str(error) for error in errors.exceptions)) from None

@@ -22,9 +22,12 @@ from executor.datahub.state import (
 )
 from executor.datahub.transport import GraphQLAnswer, Observer, Transport, open_transport
 
+INPUT = "dataHubExecutionRequestInput"
 RESULT = "dataHubExecutionRequestResult"
 SIGNAL = "dataHubExecutionRequestSignal"
 ENTITY = "/openapi/v3/entity/datahubexecutionrequest"
+
+_ACTOR = "urn:li:corpuser:__datahub_system"
 
 
 class DataHub:
@@ -79,7 +82,7 @@ class DataHub:
 
     async def write_kill_signal(self, exec_id: str, executor_id: str, now_ms: int) -> None:
         """Record a kill where every executor looks for it. Raises DataHubError."""
-        created = {"time": now_ms, "actor": "urn:li:corpuser:__datahub_system"}
+        created = {"time": now_ms, "actor": _ACTOR}
         value = {"signal": "KILL", "executorId": executor_id, "createdAt": created}
         body = [{"urn": urn_of(exec_id), SIGNAL: {"value": value}}]
         await self._transport.json("writeSignal", "POST", f"{ENTITY}?async=false", body)
@@ -104,6 +107,22 @@ class DataHub:
         found = answer.field("executionRequest") or {}
         result: Mapping[str, Any] = found.get("result") or {}
         return result
+
+    async def write_input(
+        self, exec_id: str, task: str, arguments: Mapping[str, str], executor_id: str, now_ms: int
+    ) -> None:
+        """Make a request known to DataHub, as its page does before it asks for the run. Raises DataHubError."""
+        source = "MANUAL_TEST_CONNECTION" if task == "TEST_CONNECTION" else "MANUAL_INGESTION_SOURCE"
+        value = {
+            "task": task,
+            "args": dict(arguments),
+            "executorId": executor_id,
+            "source": {"type": source},
+            "requestedAt": now_ms,
+            "actorUrn": _ACTOR,
+        }
+        body = [{"urn": urn_of(exec_id), INPUT: {"value": value}}]
+        await self._transport.json("writeInput", "POST", f"{ENTITY}?async=false", body)
 
     async def secret_values(self, names: Collection[str]) -> dict[str, str]:
         """Those of the secrets `names` that exist in DataHub's store. Raises DataHubError."""

@@ -17,7 +17,7 @@ class DataHubRefusedError(DataHubError):
 
 
 class UnauthorizedError(DataHubRefusedError):
-    """The token is missing, expired, or lacks a privilege."""
+    """The token is not accepted at all. A new one may come, by a restart or from a proxy: waiting may help."""
 
 
 class ImmutableStateError(DataHubRefusedError):

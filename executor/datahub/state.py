@@ -24,6 +24,11 @@ class Status(StrEnum):
 _OPEN = {None, "", "PENDING", Status.RUNNING, Status.UP_FOR_RETRY}
 
 
+def is_end(status: str | None) -> bool:
+    """Whether a run with this status is over."""
+    return status not in _OPEN
+
+
 @dataclass(frozen=True, slots=True)
 class StructuredReport:
     """What the CLI reported, for the page to draw."""
@@ -87,7 +92,7 @@ class StoredState:
     @property
     def ended(self) -> bool:
         """Whether the status is an end."""
-        return self.status not in _OPEN
+        return is_end(self.status)
 
 
 def urn_of(exec_id: str) -> str:

@@ -16,7 +16,7 @@ from anyio import to_thread
 from executor.ingestion.ending import describe
 from executor.ingestion.environment import run_environment, sensitive_values
 from executor.ingestion.masking import Masker, MaskRegistry
-from executor.ingestion.output import OutputBuffer
+from executor.ingestion.output import OutputBuffer, in_units
 from executor.ingestion.process import Command, ProcessStartError, run_process
 from executor.ingestion.recipe import Recipe, RecipeError, parse_recipe, stdin_for
 from executor.ingestion.secrets import (
@@ -41,10 +41,11 @@ class IngestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How the CLI ended: the words for it, and the report file that it wrote."""
+    """How the CLI ended: the words for it, a line on what it used, and the report file that it wrote."""
 
     succeeded: bool
     words: str
+    usage: str
     structured_report: bytes | None
 
 
@@ -145,7 +146,8 @@ class Ingestion:
             ended = await run_process(command, output.feed, grace=grace)
             output.finish()
             ending = describe(ended, command.memory_limit, output.snapshot(LAST_OUTPUT))
-            return Ended(ending.succeeded, ending.words, folder.structured_report())
+            usage = f"Used:      {ended.cpu_seconds:.1f} s of processor time, {in_units(ended.peak_memory)} at the peak"
+            return Ended(ending.succeeded, ending.words, usage, folder.structured_report())
         except ProcessStartError as error:
             raise IngestError(f"the run's process {error}") from error
         finally:

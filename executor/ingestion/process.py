@@ -3,27 +3,24 @@
 import fcntl
 import os
 import resource
-import secrets
 import signal
 import subprocess
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, Self
 
 import anyio
 
 from executor.ingestion.cgroup import oom_kills
+from executor.ingestion.members import Member, marked, members_of, new_mark
 
 TERMINATION_GRACE = 10.0  # seconds between SIGTERM and SIGKILL
-EOF_GRACE = 1.0  # seconds that the output may stay open once every process of the run is gone
 MEMBER_POLL = 0.02  # seconds between two looks at what is left of a tree that was told to end
 KILL_ROUNDS = 100  # looks after SIGKILL before giving up on a process in uninterruptible sleep
-READ_SIZE = 1024 * 1024  # bytes a read
+READ_SIZE = 1024 * 1024  # bytes a read; not less than PIPE_SIZE, so that one read empties the pipe
 READ_PACE = 0.005  # seconds between two reads while less than a whole one is waiting
 PIPE_SIZE = 1024 * 1024  # bytes the kernel buffers, where it lets us: a run need not wait for READ_PACE
-TREE_MARK = "DATAHUB_EXECUTOR_TREE"  # environment variable by which an escaped grandchild is recognised
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +46,11 @@ class Exit:
 
 
 class ProcessStartError(Exception):
-    """The operating system would not start the command; the message says what and why."""
+    """The operating system would not start the command; the message says what and why, `reason` why alone."""
+
+    def __init__(self, program: str, reason: str) -> None:
+        super().__init__(f"could not start {program}: {reason}")
+        self.reason = reason
 
 
 class ProcessTree:
@@ -59,37 +60,43 @@ class ProcessTree:
     its group can't hit a stranger.
     """
 
-    def __init__(self, process: "subprocess.Popen[bytes]", mark: str, oom_kills_before: int) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", mark: int, oom_kills_before: int) -> None:
         self.pid = process.pid
         self._process = process
-        self._mark = f"{TREE_MARK}={mark}".encode()
-        self._started = _start_ticks(self.pid)
+        self._mark = mark
         self._oom_kills_before = oom_kills_before
         self._pidfd = os.pidfd_open(self.pid)
+        self._stdin, self._stdout = _pipe(process.stdin), _pipe(process.stdout)
+        os.set_blocking(self._stdin.fileno(), False)
+        os.set_blocking(self._stdout.fileno(), False)
+        _widen(self._stdout)
 
     @classmethod
     def start(cls, command: Command) -> Self:
         """Start the command; its standard output and error are one stream.
 
         Raises:
-            ProcessStartError: the program is missing or may not be executed, or the system has no room.
+            ProcessStartError: program or folder are missing or may not be used, or the system has no room.
         """
-        mark = secrets.token_hex(8)
+        mark = new_mark()
         before = oom_kills()
         try:
-            process = subprocess.Popen(
-                command.argv,
-                env={**command.env, TREE_MARK: mark},
-                cwd=command.cwd,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                bufsize=0,
-            )
+            with marked(mark):
+                process = subprocess.Popen(
+                    command.argv,
+                    env=command.env,
+                    cwd=command.cwd,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    bufsize=0,
+                )
         except OSError as error:
-            words = error.strerror or str(error)
-            raise ProcessStartError(f"could not start {command.argv[0]}: {words}") from error
+            raise ProcessStartError(command.argv[0], _reason(error, command)) from error
+        except ValueError as error:  # a NUL or a lone surrogate; an environment variable's name with a "="
+            reason = "an argument or environment variable holds a character that the system does not allow"
+            raise ProcessStartError(command.argv[0], reason) from error
         # The run reads its recipe from standard input first, so that limits set here come before its work.
         _limit(process.pid, resource.RLIMIT_CORE, 0)  # a core file would put secrets on the disk
         if command.memory_limit is not None:
@@ -98,84 +105,73 @@ class ProcessTree:
 
     async def feed(self, data: bytes) -> None:
         """Write `data` to its standard input and close it; a process that does not want to read it may."""
-        stream = _pipe(self._process.stdin)
-        os.set_blocking(stream.fileno(), False)
         view = memoryview(data)
         try:
             while view:
                 try:
-                    view = view[os.write(stream.fileno(), view) :]
+                    view = view[os.write(self._stdin.fileno(), view) :]
                 except BlockingIOError:
-                    await anyio.wait_writable(stream)
+                    await anyio.wait_writable(self._stdin)
         except BrokenPipeError:
             return  # its exit code will say the rest
         finally:
-            stream.close()
+            self._stdin.close()
 
-    async def read(self, output: Callable[[bytes], None], at_end: anyio.Event) -> None:
-        """Hand on its output as it comes; `at_end` is set when no process holds the pipe any more."""
-        stream = _pipe(self._process.stdout)
-        os.set_blocking(stream.fileno(), False)
-        _widen(stream)
+    async def read(self, output: Callable[[bytes], None]) -> None:
+        """Hand on its output as it comes, until no process holds the pipe any more."""
         while True:
-            await anyio.wait_readable(stream)
-            try:
-                chunk = os.read(stream.fileno(), READ_SIZE)
-            except BlockingIOError:
+            await anyio.wait_readable(self._stdout)
+            chunk = self._read()
+            if chunk is None:
                 continue
             if not chunk:
-                at_end.set()
                 return
             output(chunk)
             if len(chunk) < READ_SIZE:  # a writer of small pieces must not wake us for each of them
                 await anyio.sleep(READ_PACE)
 
+    def drain(self, output: Callable[[bytes], None]) -> None:
+        """Hand on what lies in the pipe, once all who wrote to it are gone or count no more."""
+        if chunk := self._read():
+            output(chunk)
+
     async def exited(self) -> None:
         """Return once the leader ended; it stays unreaped, see `reap`."""
         await anyio.wait_readable(self._pidfd)
 
-    def members(self) -> list[int]:
+    def members(self) -> list[Member]:
         """The living processes of this tree, also those that left its session or lost their parent."""
-        found = []
-        for entry in os.listdir("/proc"):  # noqa: PTH208 - numbers only, no Path objects in a hot loop
-            if not entry.isdigit():
-                continue
-            stat = _stat(entry)
-            if stat is None or stat.state in "ZX" or stat.started < self._started:
-                continue
-            if stat.session == self.pid or self._marked(entry):
-                found.append(int(entry))
-        return found
-
-    def send(self, number: signal.Signals, members: Sequence[int]) -> None:
-        """Signal the group, and every member that is outside it."""
-        _kill(os.killpg, self.pid, number)
-        for pid in members:
-            _kill(os.kill, pid, number)
+        return [member for member in members_of(self.pid, self._mark) if member.alive]
 
     async def end(self, grace: float = TERMINATION_GRACE) -> int:
         """End the whole tree: SIGTERM, after `grace` seconds SIGKILL. Returns how many processes it had."""
         members = self.members()
         count = len(members)
-        if grace > 0 and members:
-            self.send(signal.SIGTERM, members)
+        if grace > 0:
+            self._send(signal.SIGTERM, members)
+            self._send(signal.SIGCONT, members)  # a stopped process could not obey
             with anyio.move_on_after(grace):
+                await self.exited()
                 while self.members():  # noqa: ASYNC110 - the kernel has no event for "this session is empty"
                     await anyio.sleep(MEMBER_POLL)
         for _ in range(KILL_ROUNDS):
             members = self.members()
+            self._send(signal.SIGKILL, members)
             if not members:
                 break
-            self.send(signal.SIGKILL, members)
             await anyio.sleep(MEMBER_POLL)
         return count
 
     def reap(self, left_behind: int) -> Exit:
         """Collect the leader's end, which `exited` has seen, and close its descriptors."""
+        # Where this process is the container's first one, orphans of the run have become its children.
+        for member in members_of(self.pid, self._mark):
+            if member.parent == os.getpid() and member.pid != self.pid:
+                _collect(member.pid)
         _, status, usage = os.wait4(self.pid, 0)
         self._process.returncode = os.waitstatus_to_exitcode(status)
-        _pipe(self._process.stdin).close()
-        _pipe(self._process.stdout).close()
+        self._stdin.close()
+        self._stdout.close()
         os.close(self._pidfd)
         return Exit(
             returncode=self._process.returncode,
@@ -185,11 +181,19 @@ class ProcessTree:
             left_behind=left_behind,
         )
 
-    def _marked(self, pid: str) -> bool:
+    def _read(self) -> bytes | None:
+        """What lies in the pipe: b"" at its end, None if there is nothing yet."""
         try:
-            return self._mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except OSError:  # it ended meanwhile, or belongs to somebody else
-            return False
+            return os.read(self._stdout.fileno(), READ_SIZE)
+        except BlockingIOError:
+            return None
+
+    def _send(self, number: signal.Signals, members: Sequence[Member]) -> None:
+        """Signal the group, and every member that is outside it: each gets it once."""
+        _kill(os.killpg, self.pid, number)
+        for member in members:
+            if member.group != self.pid:
+                _kill(os.kill, member.pid, number)
 
 
 async def run_process(
@@ -208,34 +212,46 @@ async def run_process(
         ProcessStartError: it could not be started.
     """
     tree = ProcessTree.start(command)
-    at_end = anyio.Event()
-    # The pipes are served while the tree is being ended, too: its last words count, and a process that
-    # blocks on a full pipe could not obey SIGTERM.
-    feeding, reading = anyio.CancelScope(shield=True), anyio.CancelScope(shield=True)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_within, feeding, partial(tree.feed, command.stdin))
-        tasks.start_soon(_within, reading, partial(tree.read, output, at_end))
-        left_behind = 0
-        try:
-            await tree.exited()
-            left_behind = await tree.end(grace=0)
-        except anyio.get_cancelled_exc_class():
-            with anyio.CancelScope(shield=True):
-                await tree.end(grace())
+    left_behind = 0
+    try:
+        async with anyio.create_task_group() as tasks:
+            # The pipes are served while the tree is being ended, too: its last words count, and a process
+            # that blocks on a full pipe could not obey SIGTERM.
+            pipes = anyio.CancelScope(shield=True)
+            tasks.start_soon(_serve_pipes, pipes, tree, command.stdin, output)
+            try:
                 await tree.exited()
-            raise
-        finally:
-            feeding.cancel()
-            with anyio.move_on_after(EOF_GRACE, shield=True):
-                await at_end.wait()
-            reading.cancel()
-            ended = tree.reap(left_behind)
+                with anyio.CancelScope(shield=True):
+                    left_behind = await tree.end(grace=0)
+            except anyio.get_cancelled_exc_class():
+                with anyio.CancelScope(shield=True):
+                    await tree.end(grace())
+                    await tree.exited()
+                raise
+            finally:
+                pipes.cancel()
+    finally:
+        ended = tree.reap(left_behind)
     return ended
 
 
-async def _within(scope: anyio.CancelScope, serve: Callable[[], Awaitable[None]]) -> None:
+async def _serve_pipes(
+    scope: anyio.CancelScope, tree: ProcessTree, stdin: bytes, output: Callable[[bytes], None]
+) -> None:
     with scope:
-        await serve()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(tree.feed, stdin)
+            tasks.start_soon(tree.read, output)
+    tree.drain(output)
+
+
+def _reason(error: OSError, command: Command) -> str:
+    reason = error.strerror or str(error)
+    if error.filename == str(command.cwd):
+        return f"the folder {command.cwd} can't be entered: {reason}"
+    if isinstance(error, FileNotFoundError) and Path(command.argv[0]).is_file():
+        return f"{reason}: the interpreter that its first line names, or a library"
+    return reason
 
 
 def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
@@ -265,23 +281,8 @@ def _kill(how: Callable[[int, int], None], target: int, number: signal.Signals) 
         return  # gone meanwhile; or it changed its user, which only its own end can answer
 
 
-@dataclass(frozen=True, slots=True)
-class _Stat:
-    state: str
-    session: int
-    started: int  # clock ticks since boot
-
-
-def _stat(pid: str) -> _Stat | None:
-    """The fields of `/proc/<pid>/stat` that matter here (proc(5): 3 state, 6 session, 22 starttime)."""
+def _collect(pid: int) -> None:
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - as above
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return _Stat(fields[0].decode(), int(fields[3]), int(fields[19]))
-
-
-def _start_ticks(pid: int) -> int:
-    stat = _stat(str(pid))
-    return stat.started if stat else 0
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return  # collected already

@@ -113,14 +113,19 @@ async def resolve(references: SecretReferences, stores: Sequence[SecretStore]) -
 
     Raises:
         UnknownSecrets: a required name was found nowhere.
-        SecretError: a store failed.
+        SecretError: a store failed that was asked for a required name.
     """
     values: dict[str, str] = {}
     missing = references.required | references.optional
     for store in stores:
         if not missing:
             break
-        found = await store.lookup(sorted(missing))
+        try:
+            found = await store.lookup(sorted(missing))
+        except SecretError:
+            if missing & references.required:
+                raise
+            continue  # what is left can do without
         values |= {name: value for name, value in found.items() if name in missing}
         missing -= values.keys()
     if unknown := missing & references.required:

@@ -82,7 +82,7 @@ class VenvStore:
     async def building(self, key: str, log: Log) -> AsyncIterator[Path | None]:
         """A new folder to build `key` in, removed at the end; none if the venv is there by then.
 
-        While another process builds the same one it is waited for.
+        While another process builds the same one, or an abandoned build is cleared away, it is waited for.
 
         Raises:
             OSError: The disk is full or can't be written.
@@ -138,7 +138,7 @@ class VenvStore:
     async def _lock(self, key: str, log: Log) -> int:
         if (lock := self._try_lock(key)) is not None:
             return lock
-        say(log, "Another executor process is building this Python environment: waiting for it")
+        say(log, "Waiting for another build of this Python environment to end")
         while (lock := self._try_lock(key)) is None:  # noqa: ASYNC110 no event tells of another process
             await anyio.sleep(_LOCK_POLL)
         return lock

@@ -16,12 +16,15 @@ class Delivery:
     body: str
     receive_count: int
     sent_at: float  # epoch, seconds
-    received_at: float  # monotonic, seconds
     lease_ends: float  # monotonic, seconds
 
 
 class QueueError(Exception):
     """The queue could not be asked; the message says why and what to do. Waiting may help."""
+
+
+class QueueDeniedError(QueueError):
+    """The queue is there, but a permission is missing."""
 
 
 class LeaseLostError(Exception):

@@ -5,17 +5,17 @@ import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import aiohttp
 import anyio
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
 from executor.queue.batcher import BATCH_LIMIT, Batcher
-from executor.queue.delivery import Delivery, LeaseLostError, QueueError
+from executor.queue.delivery import Delivery, LeaseLostError, QueueDeniedError, QueueError
 from executor.queue.name import QueueName
 
 LONG_POLL_LIMIT = 20  # seconds (contract, section 6)
@@ -24,7 +24,8 @@ READ_TIMEOUT = 10  # seconds beyond a long poll's own wait
 BATCH_TIMEOUT = 10.0  # seconds for one call of a batch
 LONGEST_VISIBILITY = 43_200  # seconds: twelve hours (contract, section 6)
 
-_DENIED = {"AccessDenied", "AccessDeniedException", "InvalidClientTokenId", "UnrecognizedClientException"}
+_NOT_PERMITTED = {"AccessDenied", "AccessDeniedException"}
+_DENIED = {*_NOT_PERMITTED, "InvalidClientTokenId", "UnrecognizedClientException"}
 _GONE = {"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"}
 _STALE = {"ReceiptHandleIsInvalid", "InvalidParameterValue", "MessageNotInflight", "InvalidReceiptHandle"}
 
@@ -40,6 +41,8 @@ class QueueFacts:
     max_receive_count: int | None
     waiting: int
     in_flight: int
+    retention: int  # seconds that the queue keeps a message
+    encrypted_with: str | None  # the KMS key, None for SQS's own
 
 
 class SqsQueue:
@@ -48,6 +51,8 @@ class SqsQueue:
     def __init__(self, client: Any, url: str, visibility_timeout: int) -> None:  # noqa: ANN401 - botocore makes its clients' types at run time
         self._client = client
         self.url = url
+        self.date: str | None = None
+        """The server's clock as its last answer told it, in HTTP's form."""
         self._visibility = visibility_timeout
         # The lease counts from before the call: a wait that leaves most of it.
         self._wait = min(LONG_POLL_LIMIT, visibility_timeout // 4)
@@ -69,7 +74,6 @@ class SqsQueue:
             VisibilityTimeout=self._visibility,
             MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
         )
-        now = anyio.current_time()
         return [
             Delivery(
                 message_id=message["MessageId"],
@@ -77,7 +81,6 @@ class SqsQueue:
                 body=message["Body"],
                 receive_count=int(message["Attributes"]["ApproximateReceiveCount"]),
                 sent_at=int(message["Attributes"]["SentTimestamp"]) / 1000,
-                received_at=now,
                 lease_ends=asked_at + self._visibility,
             )
             for message in answer.get("Messages", ())
@@ -121,6 +124,31 @@ class SqsQueue:
         message_id: str = answer["MessageId"]
         return message_id
 
+    async def check_permission(self, operation: Literal["receive", "extend", "delete"]) -> None:
+        """Find out whether an operation is permitted, touching no message: the call can't be carried out.
+
+        SQS refuses for want of permission before it looks at what is asked for, as far as it is known.
+
+        Raises:
+            QueueDeniedError: it is not permitted.
+            QueueError: the queue could not be asked.
+        """
+        try:
+            match operation:
+                case "receive":
+                    # More and longer than SQS allows. A server that did it all the same: for no time at all.
+                    over = {"MaxNumberOfMessages": BATCH_LIMIT + 1, "WaitTimeSeconds": LONG_POLL_LIMIT + 1}
+                    await self._call("receive_message", VisibilityTimeout=0, **over)
+                case "extend":
+                    await self._call("change_message_visibility", ReceiptHandle="none", VisibilityTimeout=0)
+                case "delete":
+                    await self._call("delete_message", ReceiptHandle="none")
+        except QueueDeniedError:
+            raise
+        except QueueError as error:
+            if not isinstance(error.__cause__, ClientError) or not _is_fault_of_the_call(error.__cause__):
+                raise
+
     async def facts(self) -> QueueFacts:
         """Read the queue's attributes (permission `sqs:GetQueueAttributes`)."""
         answer = await self._call("get_queue_attributes", AttributeNames=["All"])
@@ -134,6 +162,8 @@ class SqsQueue:
             max_receive_count=int(redrive["maxReceiveCount"]) if "maxReceiveCount" in redrive else None,
             waiting=int(attributes["ApproximateNumberOfMessages"]),
             in_flight=int(attributes["ApproximateNumberOfMessagesNotVisible"]),
+            retention=int(attributes["MessageRetentionPeriod"]),
+            encrypted_with=attributes.get("KmsMasterKeyId"),
         )
 
     async def serve(self) -> None:
@@ -172,7 +202,14 @@ class SqsQueue:
 
     async def _call(self, operation: str, **arguments: object) -> Mapping[str, Any]:
         with _errors_in_words(self.url):
-            answer: Mapping[str, Any] = await getattr(self._client, operation)(QueueUrl=self.url, **arguments)
+            try:
+                answer: Mapping[str, Any] = await getattr(self._client, operation)(
+                    QueueUrl=self.url, **arguments
+                )
+            except ClientError as error:
+                self.date = _date(error.response)
+                raise
+        self.date = _date(answer)
         return answer
 
 
@@ -233,7 +270,13 @@ def _errors_in_words(queue: str) -> Iterator[None]:
         yield
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
-        raise QueueError(_words(code, queue, str(error))) from error
+        kind = QueueDeniedError if code in _NOT_PERMITTED else QueueError
+        raise kind(_words(code, queue, str(error))) from error
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise QueueError(
+            f"there are no AWS credentials for the queue {queue}: give the task a role, or set AWS_PROFILE, or "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from error
     except (BotoCoreError, aiohttp.ClientError, TimeoutError, OSError) as error:
         raise QueueError(
             f"the queue {queue} could not be reached: {error or type(error).__name__}"
@@ -246,6 +289,16 @@ def _words(code: str, queue: str, text: str) -> str:
     if code in _DENIED:
         return f"access to the queue {queue} is denied: check the role's policy and the queue's ({text})"
     return f"the queue {queue} refused: {text}"
+
+
+def _date(answer: Mapping[str, Any]) -> str | None:
+    date: str | None = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    return date
+
+
+def _is_fault_of_the_call(error: ClientError) -> bool:
+    code = str(error.response.get("Error", {}).get("Code", "")).rpartition(".")[2].removesuffix("Exception")
+    return code in _STALE or code == "ReadCountOutOfRange"
 
 
 def _entry_error(failure: Mapping[str, Any]) -> Exception:

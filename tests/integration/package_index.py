@@ -112,7 +112,7 @@ def serve(folder: Path) -> Iterator[PackageIndex]:
 
         do_HEAD = do_GET  # noqa: N815 the name is the standard library's
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 so named in the base class
+        def log_message(self, format: str, *_args: object) -> None:  # noqa: A002 so named in the base class
             return
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:

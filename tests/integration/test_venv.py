@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -12,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
-import psutil
 import pytest
 import uv
+from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from executor.ingestion.venv import Venv, VenvCache, VenvError, VenvSpec, venv_spec
@@ -22,10 +21,13 @@ from tests.conftest import ROOT
 from tests.integration.package_index import PackageIndex, serve, wheel
 
 MAIN = "import sys, {imports}\ndef main(): print({version!r}, *sys.argv[1:])\n"
-# Logs each call, and waits as long as the file `gate` is there when the CLI is installed.
+# Logs each call; before it installs something it waits as long as the file `gate` is there.
 WRAPPER = """#!/bin/sh
 echo "$*" >> {here}/calls
-case "$*" in *'pip install'*) while [ -e {here}/gate ]; do sleep 0.02; done;; esac
+case "$*" in *'pip install'*)
+    [ -e {here}/gate ] && echo "at the gate: $$"
+    while [ -e {here}/gate ]; do sleep 0.02; done
+esac
 exec {uv} "$@"
 """
 
@@ -139,6 +141,11 @@ class Log:
                 await self._more.wait()
 
 
+def waiting_pid(text: str) -> int:
+    """The process, a group's leader, that a log says is waiting at the gate."""
+    return int(text.partition("at the gate: ")[2].split()[0])
+
+
 async def output(venv: Venv, *arguments: str) -> str:
     result = await anyio.run_process([*venv.command, *arguments])
     return result.stdout.decode().strip()
@@ -150,12 +157,6 @@ def installed(venv: Venv) -> set[str]:
         path.name.removesuffix(".dist-info")
         for path in venv.path.glob("lib/python*/site-packages/*.dist-info")
     }
-
-
-async def until_gone(process: psutil.Process) -> None:
-    with anyio.fail_after(10):
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            await anyio.sleep(0.02)
 
 
 async def test_a_venv_holds_the_cli_and_its_plugin_under_the_clis_constraints(place: Place) -> None:
@@ -173,8 +174,8 @@ async def test_a_venv_holds_the_cli_and_its_plugin_under_the_clis_constraints(pl
 async def test_scripts_in_a_venv_start_from_the_place_that_it_was_renamed_to(place: Place) -> None:
     async with place.cache() as cache:
         venv = await cache.get(place.spec(), Log())
-    result = subprocess.run([venv.path / "bin" / "datahub", "x"], check=True, capture_output=True, text=True)
-    assert result.stdout == "1.0 x\n"
+    result = await anyio.run_process([venv.path / "bin" / "datahub", "x"])
+    assert result.stdout == b"1.0 x\n"
 
 
 async def test_files_are_hard_links_into_a_cache_beside_the_venvs(place: Place) -> None:
@@ -190,10 +191,7 @@ async def test_a_venv_is_under_its_name_only_when_complete(place: Place) -> None
     log = Log()
     async with place.cache() as cache, anyio.create_task_group() as tasks:
         tasks.start_soon(cache.get, place.spec(), log)
-        await log.wait_for("Building")
-        with anyio.fail_after(30):
-            while not place.calls("pip install"):
-                await anyio.sleep(0.02)
+        await log.wait_for("at the gate")
         assert [name.startswith(".building-") for name in place.left()] == [True]
         assert not list(place.venvs.glob("*/complete.json"))
         place.gate.unlink()
@@ -264,18 +262,18 @@ async def test_when_all_askers_leave_the_build_ends_with_its_processes_and_files
     async with place.cache() as cache:
         log = Log()
         async with anyio.create_task_group() as tasks:
-            for _ in range(2):
-                tasks.start_soon(cache.get, place.spec(), log)
-            with anyio.fail_after(30):
-                while not place.calls("pip install"):
-                    await anyio.sleep(0.02)
-            wrapper = next(child for child in psutil.Process().children() if str(place.uv) in child.cmdline())
+            tasks.start_soon(cache.get, place.spec(), log)
+            tasks.start_soon(cache.get, place.spec(), Log())
+            await log.wait_for("at the gate: ")
             tasks.cancel_scope.cancel()
-        await until_gone(wrapper)
-        place.gate.unlink()
-        # Whoever asks next waits until it is cleared away.
-        venv = await cache.get(place.spec(), Log())
-        assert await output(venv) == "1.0"
+        async with anyio.create_task_group() as tasks:
+            again = Log()
+            tasks.start_soon(cache.get, place.spec(), again)
+            await again.wait_for("at the gate: ")  # so the first one is over
+            with pytest.raises(ProcessLookupError):
+                os.kill(waiting_pid(log.text), 0)
+            assert len(place.left()) == 1
+            place.gate.unlink()
     assert place.left() == []
 
 
@@ -295,16 +293,19 @@ anyio.run(main)
 
 
 @asynccontextmanager
-async def other_executor(place: Place) -> AsyncIterator[anyio.abc.Process]:
-    """Another process that asks for the same venv, past the start of its build."""
+async def other_executor(place: Place) -> AsyncIterator[tuple[Process, int]]:
+    """Another process that asks for the same venv, and the uv of its build, which waits at the gate."""
     settings = [f"{name}={value}" for name, value in place.environ.items()]
     process = await anyio.open_process(
         [sys.executable, "-c", ASK, str(place.venvs), str(place.uv), *settings]
     )
     try:
         assert process.stdout is not None
-        await BufferedByteReceiveStream(process.stdout).receive_until(b"Building", 65536)
-        yield process
+        stream = BufferedByteReceiveStream(process.stdout)
+        with anyio.fail_after(30):
+            await stream.receive_until(b"at the gate: ", 65536)
+            pid = int(await stream.receive_until(b"\n", 100))
+        yield process, pid
     finally:
         if process.returncode is None:
             process.kill()
@@ -314,10 +315,14 @@ async def other_executor(place: Place) -> AsyncIterator[anyio.abc.Process]:
 async def test_two_executors_on_one_folder_build_a_venv_once(place: Place) -> None:
     place.gate.touch()
     log = Log()
-    async with other_executor(place) as other, place.cache() as cache, anyio.create_task_group() as tasks:
+    async with (
+        other_executor(place) as (other, _),
+        place.cache() as cache,
+        anyio.create_task_group() as tasks,
+    ):
         assert place.left() != []  # the start of this one cleared nothing of the living one's away
         tasks.start_soon(cache.get, place.spec(), log)
-        await log.wait_for("Another executor process is building")
+        await log.wait_for("Waiting for another build")
         place.gate.unlink()
         assert await other.wait() == 0
     assert len(place.calls(" venv ")) == 1
@@ -326,16 +331,10 @@ async def test_two_executors_on_one_folder_build_a_venv_once(place: Place) -> No
 
 async def test_what_a_killed_executor_left_is_cleared_away_at_the_next_start(place: Place) -> None:
     place.gate.touch()
-    async with other_executor(place) as other:
-        with anyio.fail_after(30):
-            while not place.calls("pip install"):
-                await anyio.sleep(0.02)
-        orphans = psutil.Process(other.pid).children(recursive=True)
-        other.send_signal(signal.SIGKILL)
+    async with other_executor(place) as (other, orphan):
+        other.kill()
         await other.wait()
-    for orphan in orphans:
-        orphan.kill()
-        await until_gone(orphan)
+        os.killpg(orphan, signal.SIGKILL)
     place.gate.unlink()
     assert place.left() != []
     async with place.cache() as cache:
@@ -402,6 +401,28 @@ async def test_extra_requirements_may_deviate_but_the_cli_stays(place: Place, in
     assert installed(venv) == {"acryl_datahub-1.0", "driver-2.0", "our_source-1.0"}
 
 
+async def test_an_extra_requirement_that_needs_another_cli_fails_the_build(
+    place: Place, index: PackageIndex
+) -> None:
+    index.add(wheel("our-source", "1.0", requires=["acryl-datahub>=2"]))
+    async with place.cache() as cache:
+        with pytest.raises(VenvError, match="extra requirements could not be installed"):
+            await cache.get(place.spec("1.0", "our-source"), Log())
+
+
+async def test_a_secret_that_uv_prints_is_masked(place: Place) -> None:
+    place.script(
+        f'#!/bin/sh\ncase "$*" in *cli.txt*) cat; exit 2;; esac\nexec {uv.find_uv_bin()} "$@"\n'
+    )  # says all that it is given when it installs the extra requirements
+    log = Log()
+    async with place.cache() as cache:
+        with pytest.raises(VenvError) as failure:
+            await cache.get(place.spec("1.0", "mine @ https://me:${INDEX_PASSWORD}@127.0.0.1/mine.zip"), log)
+    for text in (log.text, str(failure.value)):
+        assert "mine @ https://me:****@127.0.0.1/mine.zip" in text
+        assert place.index.password not in text
+
+
 async def test_a_secret_in_a_requirement_reaches_the_index_and_nothing_else(
     place: Place, index: PackageIndex
 ) -> None:
@@ -452,6 +473,25 @@ async def test_latest_makes_do_with_a_venv_from_before_while_the_index_is_away(
             await cache.get(place.spec("latest", plugin=None), log)
 
 
+async def test_those_who_waited_for_a_look_up_share_its_failure(place: Place, index: PackageIndex) -> None:
+    index.down = True
+    failures: list[str] = []
+
+    async def ask(cache: VenvCache) -> None:
+        with pytest.raises(VenvError, match="could not be looked up") as failure:
+            await cache.get(place.spec("latest"), Log())
+        failures.append(str(failure.value))
+
+    async with place.cache() as cache:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(ask, cache)
+        assert len(failures) == 3
+        assert len(place.calls("pip compile")) == 1
+        index.down = False
+        assert str((await cache.get(place.spec("latest"), Log())).cli_version) == "2.0"
+
+
 async def test_a_wheels_address_is_the_version(place: Place, index: PackageIndex) -> None:
     name, content = cli("9.9.dev1", constraints="driver==1.0\n")
     index.add((name, content))
@@ -482,7 +522,7 @@ async def test_leaving_the_cache_ends_a_build_and_tells_who_waits(place: Place) 
 
 async def test_a_bundled_venv_is_used_as_it_is(place: Place) -> None:
     folder = place.path / "bundled" / "shop-bundled"
-    subprocess.run([uv.find_uv_bin(), "venv", "-q", "--python", sys.executable, folder], check=True)
+    await anyio.run_process([uv.find_uv_bin(), "venv", "-q", "--python", sys.executable, folder])
     script = folder / "bin" / "datahub"
     script.write_text("#!/bin/sh\necho bundled $*\n")
     script.chmod(0o755)
@@ -522,5 +562,5 @@ async def test_the_real_cli_is_built_from_the_registry(tmp_path: Path) -> None:
     async with VenvCache(root=root, bundled=tmp_path, uv=Path(uv.find_uv_bin()), environ=environ) as cache:
         venv = await cache.get(wanted, Log())
     assert f"DataHub CLI version: {venv.cli_version}" in await output(venv, "version")
-    assert "sqlalchemy" in await output(venv, "check", "plugins")
+    assert {"acryl_datahub", "sqlalchemy"} <= {name.partition("-")[0] for name in installed(venv)}
     assert json.loads((venv.path / "complete.json").read_text())["cli_version"] == str(venv.cli_version)

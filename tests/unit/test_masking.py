@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+from itertools import pairwise
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -16,7 +17,7 @@ KEY = "-----BEGIN KEY-----\nMIIEvQIBADANBg+kq/hkiG9w0BAQ==\n  indented line \n--
 def streamed(masker: Masker, data: bytes, cuts: list[int]) -> bytes:
     stream = masker.stream()
     edges = [0, *cuts, len(data)]
-    return b"".join(stream.feed(data[a:b]) for a, b in zip(edges, edges[1:], strict=False)) + stream.flush()
+    return b"".join(stream.feed(data[a:b]) for a, b in pairwise(edges)) + stream.flush()
 
 
 @pytest.mark.parametrize(

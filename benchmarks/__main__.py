@@ -1,0 +1,108 @@
+"""Measure the service: `python -m benchmarks [--only NAME] [--rounds N] [--all] [--json FILE]`.
+
+These are no tests: the exit code is 0 whatever the figures, unless a measurement breaks.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import anyio
+
+from benchmarks import bench_cancel, bench_memory, bench_noop, bench_progress, bench_sqlite
+from benchmarks.harness import TOKEN, Bench, Figure
+from executor.local.datahub import stand_in
+from tests.servers import LocalStack, run_localstack
+
+ROOT = Path(__file__).resolve().parent.parent
+Measure = Callable[[Bench, int], Awaitable[list[Figure]]]
+
+MEASUREMENTS: dict[str, tuple[Measure, int]] = {
+    module.NAME: (module.measure, module.ROUNDS)
+    for module in (bench_noop, bench_memory, bench_cancel, bench_sqlite, bench_progress)
+}
+ONLY_WITH_ALL = {bench_progress.NAME}  # more than a minute of waiting
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what was asked for and print one table."""
+    options = _parser().parse_args(arguments)
+    names = options.only or [name for name in MEASUREMENTS if options.all or name not in ONLY_WITH_ALL]
+    localstack_venv = Path(os.environ.get("TEST_LOCALSTACK_VENV", ROOT / ".cache" / "localstack"))
+    cli_venv = Path(os.environ.get("TEST_CLI_VENV", ROOT / ".cache" / "cli"))
+    with tempfile.TemporaryDirectory(prefix="executor-bench-") as name:
+        folder = Path(name)
+        (folder / "localstack").mkdir()
+        with run_localstack(localstack_venv, folder / "localstack") as localstack:
+            figures = anyio.run(
+                _measure_all,
+                names,
+                options.rounds,
+                localstack,
+                cli_venv,
+                folder,
+                backend_options={"use_uvloop": True},
+            )
+    _print_table(figures)
+    if options.json is not None:
+        document = [{**asdict(figure), "reached": figure.reached} for figure in figures]
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure the service.")
+    parser.add_argument("--only", action="append", choices=[*MEASUREMENTS], help="this one; may be repeated")
+    parser.add_argument("--rounds", type=int, help="samples of each figure, instead of its own number")
+    parser.add_argument("--all", action="store_true", help="also what takes more than a minute")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all samples there")
+    return parser
+
+
+async def _measure_all(
+    names: Sequence[str], rounds: int | None, localstack: LocalStack, cli_venv: Path, folder: Path
+) -> list[Figure]:
+    figures = []
+    for name in names:
+        measure, own_rounds = MEASUREMENTS[name]
+        began = time.monotonic()
+        (folder / name).mkdir()
+        async with stand_in(token=TOKEN) as datahub, localstack.client() as sqs:
+            bench = Bench(localstack, datahub, sqs, cli_venv, folder / name)
+            figures += await measure(bench, rounds or own_rounds)
+        print(f"{name}: measured in {time.monotonic() - began:.0f} s", file=sys.stderr)
+    return figures
+
+
+def _print_table(figures: Sequence[Figure]) -> None:
+    rows = [("figure", "measured", "samples (min – max)", "bar", "")]
+    rows += [_row(figure) for figure in figures]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    python, cores = platform.python_version(), os.cpu_count()
+    print(f"Python {python}, {cores} cores, load {os.getloadavg()[0]:.1f}; LocalStack's SQS")
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _row(figure: Figure) -> tuple[str, str, str, str, str]:
+    def shown(value: float) -> str:
+        digits = 0 if value.is_integer() or abs(value) >= 1000 else 1 if abs(value) >= 10 else 3
+        return f"{value:.{digits}f} {figure.unit}".rstrip()
+
+    low, high = float(min(figure.samples)), float(max(figure.samples))
+    spread = f"n={len(figure.samples)}" + (f", {shown(low)} – {shown(high)}" if low != high else "")
+    verdict = {True: "ok", False: "missed", None: ""}[figure.reached]
+    bar = "" if figure.bar is None else f"≤ {shown(float(figure.bar))}"
+    measured = f"{shown(float(figure.value))} ({figure.statistic})"
+    return figure.name, measured, spread, bar, verdict
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""A CLI that does nothing: what is left is the service's own doing."""
+
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+
+from benchmarks.harness import (
+    Bench,
+    Figure,
+    ServiceProcess,
+    max_of,
+    median_of,
+    new_id,
+    p95_of,
+    request_body,
+    service,
+)
+
+NAME = "noop"
+ROUNDS = 50
+SLOTS = 4
+AT_ONCE = 16
+BURSTS = 3
+WARM_UP = 3
+
+NOOP = "#!/bin/sh\nwhile read -r line; do :; done\n"
+# Bash, as it can tell the time without starting another process.
+STAMPED = """#!/bin/bash
+began=$EPOCHREALTIME
+while read -r line; do :; done
+sleep 0.3
+echo "$began $EPOCHREALTIME" >> {stamps}
+"""
+
+
+async def measure(bench: Bench, rounds: int) -> list[Figure]:
+    """One at a time, then many at once."""
+    script = bench.program("noop", NOOP)
+    stamps = bench.folder / "stamps"
+    bench.program("stamped", STAMPED.format(stamps=stamps))
+    async with service(bench, DATAHUB_EXECUTOR_INGESTION_MAX_WORKERS=SLOTS) as running:
+        single = await _one_by_one(bench, running, script, rounds)
+        slots = []
+        for _ in range(BURSTS):
+            slots.append(await _at_once(bench, running, stamps))
+    idle = [gap for burst in slots for gap in burst[0]]
+    process_gaps = [gap for burst in slots for gap in burst[1]]
+    return [
+        *single,
+        max_of(f"slots: idle between runs, {AT_ONCE} on {SLOTS}", idle, "ms", 20),
+        median_of("slots: the same", idle, "ms", note="process ended → next message received"),
+        max_of("slots: process ended → next process begun", process_gaps, "ms"),
+        median_of("slots: the same", process_gaps, "ms"),
+    ]
+
+
+async def _one_by_one(bench: Bench, running: ServiceProcess, script: Path, rounds: int) -> list[Figure]:
+    over, alone, sending, receiving, ending = [], [], [], [], []
+    for number in range(rounds + WARM_UP):
+        sent = await bench.send(running.queue, "noop")
+        record = await bench.stored(sent.exec_id, "SUCCESS")
+        await running.wait_for_events("run_settled", number + 1)
+        own = _spawn_and_wait(script)
+        if number < WARM_UP:
+            continue
+        [received] = [
+            event for event in running.events("request_received") if event["exec_id"] == sent.exec_id
+        ]
+        [started] = [event for event in running.events("run_started") if event["exec_id"] == sent.exec_id]
+        over.append((record.epoch - sent.before - own) * 1000)
+        alone.append(own * 1000)
+        sending.append((sent.after - sent.before) * 1000)
+        receiving.append((received["at"] - sent.before) * 1000)
+        ending.append((record.epoch - started["at"]) * 1000)
+    middle = [
+        total + own - got - end for total, own, got, end in zip(over, alone, receiving, ending, strict=True)
+    ]
+    return [
+        median_of("noop: sent → SUCCESS stored, less the process", over, "ms", 60),
+        p95_of("noop: the same", over, "ms", 60),
+        median_of("noop: the process alone", alone, "ms"),
+        median_of("noop: the queue's own answer to the sending", sending, "ms"),
+        median_of("noop: sent → received", receiving, "ms"),
+        median_of("noop: received → process started", middle, "ms"),
+        median_of("noop: process started → SUCCESS stored", ending, "ms"),
+    ]
+
+
+def _spawn_and_wait(script: Path) -> float:
+    recipe = request_body(new_id(), {"source": {"type": "noop", "config": {}}}).encode()
+    began = time.perf_counter()
+    argv = [str(script), "ingest", "run", "-c", "-", "--report-to", "/dev/null"]
+    subprocess.run(argv, input=recipe, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True)
+    return time.perf_counter() - began
+
+
+async def _at_once(bench: Bench, running: ServiceProcess, stamps: Path) -> tuple[list[float], list[float]]:
+    """Idle times of slots in ms: until the next message is there, and until its process began."""
+    stamps.write_text("")
+    before = len(running.events("request_received"))
+    settled = len(running.events("run_settled"))
+    recipe = {"source": {"type": "stamped", "config": {}}}
+    bodies = [request_body(new_id(), recipe) for _ in range(AT_ONCE)]
+    for first in range(0, AT_ONCE, 10):
+        entries = [
+            {"Id": str(number), "MessageBody": body} for number, body in enumerate(bodies[first : first + 10])
+        ]
+        await bench.sqs.send_message_batch(QueueUrl=running.queue, Entries=entries)
+    await running.wait_for_events("run_settled", settled + AT_ONCE)
+    lines = [line.split() for line in stamps.read_text().splitlines()]
+    began, ended = [float(line[0]) for line in lines], [float(line[1]) for line in lines]
+    received = [event["at"] for event in running.events("request_received")[before:]]
+    await anyio.sleep(0.5)
+    return _gaps(ended, received), _gaps(ended, began)
+
+
+def _gaps(released: Sequence[float], taken: Sequence[float]) -> list[float]:
+    """Between a slot's release and its next use: the slot that has been free longest is taken first."""
+    later = sorted(taken)[SLOTS:]
+    return [(use - free) * 1000 for free, use in zip(sorted(released), later, strict=False)]

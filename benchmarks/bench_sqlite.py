@@ -1,0 +1,72 @@
+"""A real ingestion of a small SQLite database: through the service, and by the bare CLI."""
+
+import json
+import sqlite3
+import subprocess
+import time
+from contextlib import closing
+from pathlib import Path
+
+import anyio
+
+from benchmarks.harness import Bench, Figure, ServiceProcess, max_of, median_of, service
+from tests.servers import TABLES
+
+NAME = "sqlite"
+ROUNDS = 5
+
+
+async def measure(bench: Bench, rounds: int) -> list[Figure]:
+    """Bare and through the service in turns, after one of each to warm up."""
+    database = bench.folder / "shop.db"
+    with closing(sqlite3.connect(database)) as db, db:
+        db.executescript(TABLES)
+    bench.bundled.mkdir(exist_ok=True)
+    (bench.bundled / "sqlalchemy-bundled").symlink_to(bench.cli_venv)
+    config = {"connect_uri": f"sqlite:///{database}", "platform": "sqlite"}
+    recipe = {"source": {"type": "sqlalchemy", "config": config}}
+    bare, served = [], []
+    async with service(bench) as running:
+        for number in range(rounds + 1):
+            pair = await _bare(bench, recipe), await _served(bench, running, recipe)
+            if number:
+                bare.append(pair[0])
+                served.append(pair[1])
+    ratios = [through / alone for alone, through in zip(bare, served, strict=True)]
+    ratio = median_of("sqlite: service / bare CLI, pair by pair", ratios, "×", 1.05)
+    return [
+        ratio,
+        median_of("sqlite: bare `datahub ingest run`", bare, "s"),
+        median_of("sqlite: message sent → SUCCESS stored", served, "s"),
+        max_of("sqlite: difference, pair by pair", [b - a for a, b in zip(bare, served, strict=True)], "s"),
+    ]
+
+
+async def _bare(bench: Bench, recipe: dict[str, object]) -> float:
+    report = bench.folder / "report.json"
+    command = str(bench.cli_venv / "bin" / "datahub")
+    argv = [command, "ingest", "run", "-c", "-", "--report-to", str(report)]
+    began = time.time()
+    with anyio.fail_after(180):
+        await anyio.run_process(
+            argv,
+            input=json.dumps(recipe).encode(),
+            env=bench.base_env(),
+            cwd=bench.folder,
+            stderr=subprocess.STDOUT,
+        )
+    took = time.time() - began
+    Path(report).unlink()
+    return took
+
+
+async def _served(bench: Bench, running: ServiceProcess, recipe: dict[str, object]) -> float:
+    sent = await bench.send_recipe(running.queue, recipe)
+    record = await bench.stored(sent.exec_id, "SUCCESS")
+    await _settled(running, sent.exec_id)
+    return record.epoch - sent.before
+
+
+async def _settled(running: ServiceProcess, exec_id: str) -> None:
+    while all(event["exec_id"] != exec_id for event in running.events("run_settled")):
+        await anyio.sleep(0.02)

@@ -1,0 +1,286 @@
+"""What all measurements share: the servers, the service as a process of its own, and the kernel's figures."""
+
+import json
+import os
+import secrets
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+
+from executor.local.datahub import DataHubStandIn
+from executor.local.store import Record
+from tests.servers import LocalStack
+from tests.servers.process import free_port
+
+TOKEN = "benchmark-token"
+START_DEADLINE = 60.0  # seconds that the service may take until it is ready
+RUN_DEADLINE = 180.0  # seconds that any run measured here may take
+TICKS = os.sysconf("SC_CLK_TCK")  # a second of processor time, as /proc counts it
+MB = 1_000_000
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table. `value` is what the bar is for; `bar` is None where there is none to reach."""
+
+    name: str
+    value: float
+    unit: str
+    samples: Sequence[float]
+    bar: float | None = None
+    statistic: str = "median"
+    note: str = ""
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the bar is reached; None without one."""
+        return None if self.bar is None else self.value <= self.bar
+
+
+def median_of(
+    name: str, samples: Sequence[float], unit: str, bar: float | None = None, note: str = ""
+) -> Figure:
+    """The middle of several samples."""
+    return Figure(name, statistics.median(samples), unit, samples, bar, "median", note)
+
+
+def p95_of(
+    name: str, samples: Sequence[float], unit: str, bar: float | None = None, note: str = ""
+) -> Figure:
+    """What nineteen of twenty samples stay below."""
+    value = sorted(samples)[max(0, -(-len(samples) * 95 // 100) - 1)]
+    return Figure(name, value, unit, samples, bar, "p95", note)
+
+
+def max_of(
+    name: str, samples: Sequence[float], unit: str, bar: float | None = None, note: str = ""
+) -> Figure:
+    """The worst of several samples."""
+    return Figure(name, max(samples), unit, samples, bar, "max", note)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The servers that a measurement runs against, and a folder for what it writes."""
+
+    localstack: LocalStack
+    datahub: DataHubStandIn
+    sqs: Any
+    cli_venv: Path
+    folder: Path
+
+    @property
+    def bundled(self) -> Path:
+        """The folder of ready-made venvs that the service is given."""
+        return self.folder / "bundled"
+
+    def base_env(self) -> dict[str, str]:
+        """What both the service and a bare run find in their environment."""
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        return {
+            **inherited,
+            "DATAHUB_GMS_URL": self.datahub.url,
+            "DATAHUB_GMS_TOKEN": TOKEN,
+            "DATAHUB_TELEMETRY_ENABLED": "false",
+        }
+
+    def program(self, plugin: str, script: str) -> Path:
+        """Make a bundled venv whose CLI is a script; returns the script's path."""
+        programs = self.bundled / f"{plugin}-bundled" / "bin"
+        programs.mkdir(parents=True, exist_ok=True)
+        for name, text in (("python", "#!/bin/sh\nexit 0\n"), ("datahub", script)):
+            (programs / name).write_text(text)
+            (programs / name).chmod(0o755)
+        return programs / "datahub"
+
+    async def send(self, queue: str, plugin: str, exec_id: str | None = None) -> "Sent":
+        """Put one request on the queue."""
+        recipe = {"source": {"type": plugin, "config": {}}}
+        return await self.send_recipe(queue, recipe, exec_id)
+
+    async def send_recipe(
+        self, queue: str, recipe: Mapping[str, object], exec_id: str | None = None
+    ) -> "Sent":
+        """Put one request with this recipe on the queue."""
+        exec_id = exec_id or new_id()
+        body = request_body(exec_id, recipe)
+        before = time.time()
+        await self.sqs.send_message(QueueUrl=queue, MessageBody=body)
+        return Sent(exec_id, before, time.time())
+
+    async def stored(self, exec_id: str, status: str) -> Record:
+        """The write that gave a request this status, waited for; fails on any other end."""
+        with anyio.fail_after(RUN_DEADLINE):
+            got = await self.datahub.wait_for_status(exec_id, "SUCCESS", "FAILURE", "CANCELLED")
+        record = next(entry for entry in self.datahub.store.history(exec_id) if entry.status == got)
+        if got != status:
+            raise RuntimeError(f"a run ended as {got}, not as {status}:\n{record.value.get('report')}")
+        return record
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request that was put on the queue; `before` and `after` the call, in epoch seconds."""
+
+    exec_id: str
+    before: float
+    after: float
+
+
+def new_id() -> str:
+    """An id for an execution request."""
+    return f"bench-{secrets.token_hex(8)}"
+
+
+def request_body(exec_id: str, recipe: Mapping[str, object]) -> str:
+    """A RUN_INGEST request as a message's body (contract, section 2)."""
+    arguments = {"recipe": json.dumps(recipe), "version": "bundled"}
+    request = {"executor_id": "remote", "exec_id": exec_id, "name": "RUN_INGEST", "args": arguments}
+    return json.dumps(request)
+
+
+@dataclass
+class ServiceProcess:
+    """The service under measurement."""
+
+    pid: int
+    queue: str
+    port: int
+    log: Path
+    extra: dict[str, object] = field(default_factory=dict)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The events of this name in its log so far, each with its time under `at`, in epoch seconds."""
+        found = []
+        for line in self.log.read_bytes().splitlines():
+            if line.startswith(b"{") and (event := json.loads(line)).get("event") == name:
+                found.append(event | {"at": datetime.fromisoformat(event["timestamp"]).timestamp()})
+        return found
+
+    async def wait_for_events(self, name: str, count: int) -> list[dict[str, Any]]:
+        """The same, once there are so many."""
+        with anyio.fail_after(RUN_DEADLINE):
+            while len(events := self.events(name)) < count:
+                await anyio.sleep(0.02)
+        return events
+
+    def cpu_seconds(self) -> float:
+        """Its own processor time so far, without its children's."""
+        fields = Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS
+
+    def memory(self) -> "Memory":
+        """What it holds now."""
+        return Memory.of(self.pid)
+
+    def peak_rss(self) -> int:
+        """The most that was resident at a time so far, in bytes."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+
+    def threads(self) -> list[str]:
+        """The names of its threads."""
+        tasks = Path(f"/proc/{self.pid}/task").iterdir()
+        return [(task / "comm").read_text().strip() for task in tasks]
+
+    def children(self) -> list[str]:
+        """The command lines of its own children."""
+        return [
+            (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdigit() and _parent(entry) == self.pid
+        ]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A process's memory in bytes: shared pages shared out (PSS), in full (RSS), only its own (USS)."""
+
+    pss: int
+    rss: int
+    uss: int
+
+    @classmethod
+    def of(cls, pid: int) -> "Memory":
+        """Read from the kernel's roll-up of all mappings."""
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+        sizes = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+        return cls(sizes["Pss"], sizes["Rss"], sizes["Private_Clean"] + sizes["Private_Dirty"])
+
+
+def _parent(entry: Path) -> int | None:
+    try:
+        return int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
+    except OSError:
+        return None  # it ended meanwhile
+
+
+@asynccontextmanager
+async def service(bench: Bench, **settings: object) -> AsyncIterator[ServiceProcess]:
+    """Run the service on a queue of its own; `settings` are added to its environment.
+
+    Raises:
+        RuntimeError: it does not become ready.
+    """
+    queue, port = await bench.localstack.make_queue(), free_port()
+    folder = bench.folder / f"service-{secrets.token_hex(4)}"
+    folder.mkdir()
+    env = {
+        **bench.base_env(),
+        **bench.localstack.env,
+        "DATAHUB_EXECUTOR_QUEUE": queue,
+        "DATAHUB_EXECUTOR_WORK_DIR": str(folder / "work"),
+        "DATAHUB_BUNDLED_VENV_PATH": str(bench.bundled),
+        "DATAHUB_EXECUTOR_METRICS_PORT": str(port),
+        "DATAHUB_EXECUTOR_DRAIN_TIMEOUT": "0",
+        **{name: str(value) for name, value in settings.items()},
+    }
+    with (folder / "log").open("wb") as log:
+        process = await anyio.open_process(
+            [sys.executable, "-m", "executor", "run"],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    running = ServiceProcess(process.pid, queue, port, folder / "log")
+    try:
+        await _ready(running, lambda: process.returncode)
+        yield running
+    finally:
+        with anyio.CancelScope(shield=True):
+            if process.returncode is None:
+                process.send_signal(signal.SIGTERM)
+                with anyio.move_on_after(30):
+                    await process.wait()
+            if process.returncode is None:
+                process.kill()
+            await process.aclose()
+
+
+async def _ready(running: ServiceProcess, ended: Callable[[], int | None]) -> None:
+    with anyio.move_on_after(START_DEADLINE):
+        async with httpx.AsyncClient(trust_env=False) as client:
+            while ended() is None:
+                try:
+                    if (await client.get(f"http://127.0.0.1:{running.port}/health/live")).is_success and (
+                        running.events("server_reached")
+                    ):
+                        return
+                except httpx.TransportError:
+                    pass  # it does not listen yet
+                await anyio.sleep(0.05)
+    tail = running.log.read_text(errors="replace")[-2000:]
+    raise RuntimeError(f"the service did not become ready; its log ends:\n{tail}")

@@ -1,0 +1,1 @@
+"""What `datahub-executor check` looks at, one module for each place."""

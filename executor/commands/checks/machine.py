@@ -1,0 +1,138 @@
+"""This machine: uv, the bundled venvs, the disk, and the ECS task where there is one."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import httpx
+import uv
+
+from executor.commands.checks.findings import Findings
+from executor.settings import Settings
+
+LOW_SPACE: Final = 2_000_000_000  # bytes; a venv of the CLI takes 0.3 to 1 GB
+_UV_ENDS_WITHIN: Final = 10.0  # seconds
+_ECS_ANSWERS_WITHIN: Final = 3.0  # seconds
+_WORK, _SPACE, _CACHE, _BUNDLED = "work folder", "free space", "uv's cache", "bundled venvs"
+NAMES: Final = (_WORK, _SPACE, _CACHE, _BUNDLED)
+
+
+async def check_uv(findings: Findings) -> None:
+    """Look for uv, without which no venv is built."""
+    way_out = "install the executor anew: uv comes with it"
+    try:
+        with anyio.fail_after(_UV_ENDS_WITHIN):
+            binary = uv.find_uv_bin()
+            done = await anyio.run_process([binary, "--version"], stderr=subprocess.STDOUT)
+    except (OSError, subprocess.CalledProcessError, TimeoutError) as error:
+        findings.fault("uv", f"does not run: {error or 'no answer'}", way_out)
+    else:
+        findings.good("uv", f"{done.stdout.decode(errors='replace').strip()} at {binary}")
+
+
+def check_disk(settings: Settings, env: Mapping[str, str], findings: Findings) -> None:
+    """Look at the work folder, the space in it, and whether venvs can share files with uv's cache."""
+    work = settings.work_dir
+    try:
+        there = _existing(work)
+        _try_to_write(work, there)
+    except OSError as error:
+        words = f"{work} can't be written to ({error.strerror or error})"
+        findings.fault(_WORK, words, "set DATAHUB_EXECUTOR_WORK_DIR to a folder that can")
+        findings.skipped(_SPACE, "the work folder can't be used")
+        findings.skipped(_CACHE, "the work folder can't be used")
+        return
+    findings.good(_WORK, str(work) if there == work else f"{work}, made at the start")
+    _check_space(there, findings)
+    _check_cache(work, env, findings)
+
+
+def check_bundled(settings: Settings, findings: Findings) -> None:
+    """Look for the venvs that come with the image."""
+    folder = settings.bundled_venv_path
+    complete = (path.parent.parent for path in folder.glob("*-bundled/bin/python"))
+    names = sorted(
+        path.name.removesuffix("-bundled") for path in complete if (path / "bin" / "datahub").exists()
+    )
+    if names:
+        findings.good(_BUNDLED, f"{', '.join(names)} in {folder}")
+    elif settings.dependency_resolution_enabled:
+        findings.good(_BUNDLED, f"none in {folder}; only version 'bundled' needs them")
+    else:
+        findings.fault(
+            _BUNDLED,
+            f"none in {folder}, and nothing is installed at run time (INGESTION_DEPENDENCY_RESOLUTION_ENABLED)",
+            "use an image with bundled venvs, or set DATAHUB_BUNDLED_VENV_PATH to where they are",
+        )
+
+
+async def check_ecs(env: Mapping[str, str], findings: Findings) -> None:
+    """Say what the ECS task has, if this is one (contract, section 7)."""
+    address = env.get("ECS_CONTAINER_METADATA_URI_V4")
+    if not address:
+        return
+    try:
+        async with httpx.AsyncClient(timeout=_ECS_ANSWERS_WITHIN, trust_env=False) as client:
+            answer = await client.get(f"{address}/task")
+            task = answer.raise_for_status().json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        findings.warning(
+            "ECS task", f"its metadata can't be read: {error}", "check ECS_CONTAINER_METADATA_URI_V4"
+        )
+    else:
+        findings.good("ECS task", _task_in_words(task if isinstance(task, dict) else {}))
+
+
+def _task_in_words(task: Mapping[str, Any]) -> str:
+    limits = task.get("Limits") or {}
+    cpu = f"{limits['CPU']:g} vCPU" if limits.get("CPU") else "no CPU limit"
+    memory = f"{limits['Memory']:,} MiB of memory" if limits.get("Memory") else "no memory limit"
+    name = f"{task.get('Family', 'unknown')}:{task.get('Revision', '?')}"
+    return f"{name} in {task.get('Cluster', 'an unknown cluster')}, {cpu}, {memory}"
+
+
+def _existing(path: Path) -> Path:
+    """The nearest of a path and its parents that exists."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _try_to_write(work: Path, there: Path) -> None:
+    if there == work:
+        with tempfile.TemporaryFile(dir=work):
+            pass
+    elif not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{there} is read-only for us")
+
+
+def _check_space(there: Path, findings: Findings) -> None:
+    free = shutil.disk_usage(there).free
+    words = f"{free / 1e9:.1f} GB"
+    if free < LOW_SPACE:
+        way_out = "free some, or give the task more storage (ECS: ephemeralStorage)"
+        findings.warning(_SPACE, f"{words}, and a venv takes up to 1 GB", way_out)
+    else:
+        findings.good(_SPACE, words)
+
+
+def _check_cache(work: Path, env: Mapping[str, str], findings: Findings) -> None:
+    cache = Path(env.get("UV_CACHE_DIR") or work / "uv-cache").absolute()
+    try:
+        same = _existing(cache).stat().st_dev == _existing(work / "venvs").stat().st_dev
+    except OSError as error:
+        findings.warning(
+            _CACHE, f"{cache} can't be seen ({error.strerror})", "set UV_CACHE_DIR to another folder"
+        )
+        return
+    if same:
+        findings.good(_CACHE, f"{cache}, on the work folder's file system: venvs share its files")
+    else:
+        findings.warning(
+            _CACHE,
+            f"{cache} is on another file system than the work folder: each venv is a whole copy",
+            "unset UV_CACHE_DIR, or put both on one file system",
+        )
