@@ -82,7 +82,7 @@ async def _measure_all(
 
 
 def _print_table(figures: Sequence[Figure]) -> None:
-    rows = [("figure", "measured", "samples (min – max)", "bar", "")]
+    rows = [("figure", "measured", "samples (min to max)", "bar", "")]
     rows += [_row(figure) for figure in figures]
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     python, cores = platform.python_version(), os.cpu_count()
@@ -97,7 +97,7 @@ def _row(figure: Figure) -> tuple[str, str, str, str, str]:
         return f"{value:.{digits}f} {figure.unit}".rstrip()
 
     low, high = float(min(figure.samples)), float(max(figure.samples))
-    spread = f"n={len(figure.samples)}" + (f", {shown(low)} – {shown(high)}" if low != high else "")
+    spread = f"n={len(figure.samples)}" + (f", {shown(low)} to {shown(high)}" if low != high else "")
     verdict = {True: "ok", False: "missed", None: ""}[figure.reached]
     bar = "" if figure.bar is None else f"≤ {shown(float(figure.bar))}"
     measured = f"{shown(float(figure.value))} ({figure.statistic})"

@@ -7,7 +7,7 @@ from pathlib import Path
 import anyio
 import httpx
 
-from benchmarks.harness import TOKEN, Bench, Figure, ServiceProcess, max_of, median_of, service
+from benchmarks.harness import TOKEN, Bench, Figure, ServiceProcess, max_of, median_of, service, until
 
 NAME = "cancel"
 ROUNDS = 10
@@ -24,7 +24,9 @@ mv {pids}.new {pids}
 wait
 """
 CREATE = "mutation ($input: UpdateIngestionSourceInput!) { createIngestionSource(input: $input) }"
-CANCEL = "mutation ($input: CancelIngestionExecutionRequestInput!) { cancelIngestionExecutionRequest(input: $input) }"
+CANCEL = """
+mutation ($input: CancelIngestionExecutionRequestInput!) { cancelIngestionExecutionRequest(input: $input) }
+"""
 
 
 async def measure(bench: Bench, rounds: int) -> list[Figure]:
@@ -70,22 +72,25 @@ async def _source(page: httpx.AsyncClient) -> str:
 async def _cancel(
     bench: Bench, running: ServiceProcess, page: httpx.AsyncClient, source: str, pids: Path
 ) -> tuple[float, float]:
-    pids.unlink(missing_ok=True)
     sent = await bench.send(running.queue, "tree")
-    with anyio.fail_after(60):
-        while not pids.exists():
-            await anyio.sleep(LOOK_INTERVAL)
-    tree = pids.read_text().split()
+    await until(pids.exists, LOOK_INTERVAL)
+    tree = _taken(pids)
     await anyio.sleep(random.uniform(0.5, 0.5 + POLL_INTERVAL))
     urn = f"urn:li:dataHubExecutionRequest:{sent.exec_id}"
     began = time.time()
     await _ask(page, CANCEL, {"ingestionSourceUrn": source, "executionRequestUrn": urn})
-    with anyio.fail_after(60):
-        while any(_alive(pid) for pid in tree):
-            await anyio.sleep(LOOK_INTERVAL)
+    await until(lambda: not any(map(_alive, tree)), LOOK_INTERVAL)
     dead = time.time()
     record = await bench.stored(sent.exec_id, "CANCELLED")
+    await running.settled(sent.exec_id)
     return dead - began, record.epoch - began
+
+
+def _taken(pids: Path) -> list[str]:
+    """The tree's processes; the file is gone afterwards."""
+    tree = pids.read_text().split()
+    pids.unlink()
+    return tree
 
 
 def _alive(pid: str) -> bool:

@@ -14,11 +14,11 @@ LINES = 800_000
 
 HOLD = "#!/bin/sh\nwhile read -r line; do :; done\nexec sleep 600\n"
 LOG = "#!/bin/sh\nwhile read -r line; do :; done\nyes '{line}' | head -n {lines}\n"
-PLAIN = (
-    "2026-01-01 12:00:00,000 INFO  datahub.ingestion.source  Ingested the table shop.orders_of_today ....."
-)
+PLAIN = "2026-01-01 12:00:00,000 INFO datahub.ingestion.source Ingested the table shop.orders_of_today "
 # 100 bytes with colours and characters of two and three bytes, the newline included.
-COLOURED = "\x1b[32m2026-01-01 12:00:00\x1b[0m \x1b[1mINFO\x1b[0m Größe der Tabelle „Aufträge“: 12 € \x1b[31mähnlich\x1b[0m "
+COLOURED = (
+    "\x1b[32m12:00:00\x1b[0m \x1b[1mINFO\x1b[0m Größe der Tabelle „Aufträge“: 12 € \x1b[31mähnlich\x1b[0m "
+)
 
 
 async def measure(bench: Bench, rounds: int) -> list[Figure]:
@@ -33,9 +33,7 @@ async def measure(bench: Bench, rounds: int) -> list[Figure]:
 
 def _sized(line: str) -> str:
     """A line that is 100 bytes long with its newline."""
-    return line.encode()[:99].decode("utf-8", "ignore") + "." * (
-        99 - len(line.encode()[:99].decode("utf-8", "ignore").encode())
-    )
+    return line + "." * (99 - len(line.encode()))
 
 
 async def _hold(bench: Bench) -> tuple[Memory, int, int, int, Memory]:

@@ -5,8 +5,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import anyio
-
 from benchmarks.harness import (
     Bench,
     Figure,
@@ -43,9 +41,7 @@ async def measure(bench: Bench, rounds: int) -> list[Figure]:
     bench.program("stamped", STAMPED.format(stamps=stamps))
     async with service(bench, DATAHUB_EXECUTOR_INGESTION_MAX_WORKERS=SLOTS) as running:
         single = await _one_by_one(bench, running, script, rounds)
-        slots = []
-        for _ in range(BURSTS):
-            slots.append(await _at_once(bench, running, stamps))
+        slots = [await _at_once(bench, running, stamps) for _ in range(BURSTS)]
     idle = [gap for burst in slots for gap in burst[0]]
     process_gaps = [gap for burst in slots for gap in burst[1]]
     return [
@@ -62,14 +58,12 @@ async def _one_by_one(bench: Bench, running: ServiceProcess, script: Path, round
     for number in range(rounds + WARM_UP):
         sent = await bench.send(running.queue, "noop")
         record = await bench.stored(sent.exec_id, "SUCCESS")
-        await running.wait_for_events("run_settled", number + 1)
+        await running.settled(sent.exec_id)
         own = _spawn_and_wait(script)
         if number < WARM_UP:
             continue
-        [received] = [
-            event for event in running.events("request_received") if event["exec_id"] == sent.exec_id
-        ]
-        [started] = [event for event in running.events("run_started") if event["exec_id"] == sent.exec_id]
+        [received] = running.events("request_received", sent.exec_id)
+        [started] = running.events("run_started", sent.exec_id)
         over.append((record.epoch - sent.before - own) * 1000)
         alone.append(own * 1000)
         sending.append((sent.after - sent.before) * 1000)
@@ -99,22 +93,24 @@ def _spawn_and_wait(script: Path) -> float:
 
 async def _at_once(bench: Bench, running: ServiceProcess, stamps: Path) -> tuple[list[float], list[float]]:
     """Idle times of slots in ms: until the next message is there, and until its process began."""
-    stamps.write_text("")
-    before = len(running.events("request_received"))
-    settled = len(running.events("run_settled"))
+    ids = [new_id() for _ in range(AT_ONCE)]
     recipe = {"source": {"type": "stamped", "config": {}}}
-    bodies = [request_body(new_id(), recipe) for _ in range(AT_ONCE)]
+    entries = [{"Id": exec_id, "MessageBody": request_body(exec_id, recipe)} for exec_id in ids]
     for first in range(0, AT_ONCE, 10):
-        entries = [
-            {"Id": str(number), "MessageBody": body} for number, body in enumerate(bodies[first : first + 10])
-        ]
-        await bench.sqs.send_message_batch(QueueUrl=running.queue, Entries=entries)
-    await running.wait_for_events("run_settled", settled + AT_ONCE)
-    lines = [line.split() for line in stamps.read_text().splitlines()]
-    began, ended = [float(line[0]) for line in lines], [float(line[1]) for line in lines]
-    received = [event["at"] for event in running.events("request_received")[before:]]
-    await anyio.sleep(0.5)
+        await bench.sqs.send_message_batch(QueueUrl=running.queue, Entries=entries[first : first + 10])
+    for exec_id in ids:
+        await bench.stored(exec_id, "SUCCESS")
+        await running.settled(exec_id)
+    began, ended = _stamps(stamps)
+    received = [event["at"] for exec_id in ids for event in running.events("request_received", exec_id)]
     return _gaps(ended, received), _gaps(ended, began)
+
+
+def _stamps(file: Path) -> tuple[list[float], list[float]]:
+    """When the processes began and ended, and forget it."""
+    lines = [line.split() for line in file.read_text().splitlines()]
+    file.unlink()
+    return [float(began) for began, _ in lines], [float(ended) for _, ended in lines]
 
 
 def _gaps(released: Sequence[float], taken: Sequence[float]) -> list[float]:

@@ -33,10 +33,10 @@ async def measure(bench: Bench, rounds: int) -> list[Figure]:
             with anyio.fail_after(60):
                 await bench.datahub.wait_for_status(sent.exec_id, "RUNNING")
             calls = bench.datahub.calls
-            before, began = calls.request_bytes, time.monotonic()
+            before, began = sum(calls.request_bytes.values()), time.monotonic()
             count = len(bench.datahub.store.history(sent.exec_id))
             await anyio.sleep(began + MINUTE - time.monotonic())
-            minutes.append((calls.request_bytes - before) / 1024)
+            minutes.append((sum(calls.request_bytes.values()) - before) / 1024)
             writes.append(float(len(bench.datahub.store.history(sent.exec_id)) - count))
             await bench.stored(sent.exec_id, "SUCCESS")
     bound = BYTES_PER_MINUTE / 1024 * ALLOWANCE

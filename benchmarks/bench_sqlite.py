@@ -4,8 +4,8 @@ import json
 import sqlite3
 import subprocess
 import time
+from collections.abc import Mapping
 from contextlib import closing
-from pathlib import Path
 
 import anyio
 
@@ -33,7 +33,7 @@ async def measure(bench: Bench, rounds: int) -> list[Figure]:
                 bare.append(pair[0])
                 served.append(pair[1])
     ratios = [through / alone for alone, through in zip(bare, served, strict=True)]
-    ratio = median_of("sqlite: service / bare CLI, pair by pair", ratios, "×", 1.05)
+    ratio = median_of("sqlite: service / bare CLI, pair by pair", ratios, "x", 1.05)
     return [
         ratio,
         median_of("sqlite: bare `datahub ingest run`", bare, "s"),
@@ -42,7 +42,7 @@ async def measure(bench: Bench, rounds: int) -> list[Figure]:
     ]
 
 
-async def _bare(bench: Bench, recipe: dict[str, object]) -> float:
+async def _bare(bench: Bench, recipe: Mapping[str, object]) -> float:
     report = bench.folder / "report.json"
     command = str(bench.cli_venv / "bin" / "datahub")
     argv = [command, "ingest", "run", "-c", "-", "--report-to", str(report)]
@@ -55,18 +55,11 @@ async def _bare(bench: Bench, recipe: dict[str, object]) -> float:
             cwd=bench.folder,
             stderr=subprocess.STDOUT,
         )
-    took = time.time() - began
-    Path(report).unlink()
-    return took
+    return time.time() - began
 
 
-async def _served(bench: Bench, running: ServiceProcess, recipe: dict[str, object]) -> float:
+async def _served(bench: Bench, running: ServiceProcess, recipe: Mapping[str, object]) -> float:
     sent = await bench.send_recipe(running.queue, recipe)
     record = await bench.stored(sent.exec_id, "SUCCESS")
-    await _settled(running, sent.exec_id)
+    await running.settled(sent.exec_id)
     return record.epoch - sent.before
-
-
-async def _settled(running: ServiceProcess, exec_id: str) -> None:
-    while all(event["exec_id"] != exec_id for event in running.events("run_settled")):
-        await anyio.sleep(0.02)

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -150,30 +150,48 @@ def request_body(exec_id: str, recipe: Mapping[str, object]) -> str:
     return json.dumps(request)
 
 
-@dataclass
+async def until(holds: Callable[[], bool], interval: float = 0.02, limit: float = RUN_DEADLINE) -> None:
+    """Return once it holds; looks every `interval` seconds, and fails after `limit` seconds."""
+    with anyio.fail_after(limit):
+        while not holds():  # noqa: ASYNC110 - other processes' state, of which no event tells
+            await anyio.sleep(interval)
+
+
 class ServiceProcess:
     """The service under measurement."""
 
-    pid: int
-    queue: str
-    port: int
-    log: Path
-    extra: dict[str, object] = field(default_factory=dict)
+    def __init__(self, pid: int, queue: str, port: int, log: Path) -> None:
+        self.pid = pid
+        self.queue = queue
+        self.port = port
+        self.log = log
+        self._events: list[dict[str, Any]] = []
+        self._read = 0
 
-    def events(self, name: str) -> list[dict[str, Any]]:
-        """The events of this name in its log so far, each with its time under `at`, in epoch seconds."""
-        found = []
-        for line in self.log.read_bytes().splitlines():
-            if line.startswith(b"{") and (event := json.loads(line)).get("event") == name:
-                found.append(event | {"at": datetime.fromisoformat(event["timestamp"]).timestamp()})
-        return found
+    def events(self, name: str, exec_id: str | None = None) -> list[dict[str, Any]]:
+        """Its log's events of this name so far (of this run), each with its time in epoch seconds, `at`."""
+        with self.log.open("rb") as file:
+            file.seek(self._read)
+            lines, ended, _ = file.read().rpartition(b"\n")
+        self._read += len(lines) + len(ended)
+        for line in lines.splitlines():
+            if line.startswith(b"{"):
+                event = json.loads(line)
+                event["at"] = datetime.fromisoformat(event["timestamp"]).timestamp()
+                self._events.append(event)
+        return [
+            event
+            for event in self._events
+            if event["event"] == name and exec_id in {None, event.get("exec_id")}
+        ]
 
-    async def wait_for_events(self, name: str, count: int) -> list[dict[str, Any]]:
-        """The same, once there are so many."""
-        with anyio.fail_after(RUN_DEADLINE):
-            while len(events := self.events(name)) < count:
-                await anyio.sleep(0.02)
-        return events
+    async def wait_for_events(self, name: str, count: int) -> None:
+        """Return once there are so many."""
+        await until(lambda: len(self.events(name)) >= count)
+
+    async def settled(self, exec_id: str) -> None:
+        """Return once a run is over and its message deleted."""
+        await until(lambda: bool(self.events("run_settled", exec_id)))
 
     def cpu_seconds(self) -> float:
         """Its own processor time so far, without its children's."""

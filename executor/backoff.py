@@ -8,7 +8,7 @@ import anyio
 
 @dataclass(slots=True)
 class Backoff:
-    """Exponential waits with full-width jitter, so that a fleet does not come back in step.
+    """Exponential waits with jitter, so that a fleet does not come back in step.
 
     `first` and `longest` are seconds; each wait is drawn from the upper half of its interval.
     """
@@ -16,13 +16,17 @@ class Backoff:
     first: float = 0.2
     longest: float = 20.0
     draw: random.Random = field(default_factory=random.Random)
-    _next: float = 0.0
+    _interval: float = field(default=0.0, init=False)
+
+    def next_wait(self) -> float:
+        """How many seconds to wait now; the next time up to twice as long."""
+        self._interval = min(self.longest, self._interval * 2 or self.first)
+        return self._interval * self.draw.uniform(0.5, 1.0)
 
     async def wait(self) -> None:
-        """Wait; the next wait is up to twice as long."""
-        self._next = min(self.longest, self._next * 2 or self.first)
-        await anyio.sleep(self._next * self.draw.uniform(0.5, 1.0))
+        """Wait for as long."""
+        await anyio.sleep(self.next_wait())
 
     def reset(self) -> None:
         """It answered: begin again with short waits."""
-        self._next = 0.0
+        self._interval = 0.0

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import anyio
 import structlog
 from anyio.abc import TaskGroup
 
@@ -40,24 +41,43 @@ class Consumer:
     new_run: Callable[[str, Delivery, ExecutionRequest | None], Run]
     clock: Callable[[], float]  # epoch, seconds
     executor_id: str
+    ended: anyio.Event = field(default_factory=anyio.Event)
+    _intake: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     _said: "OrderedDict[str, None]" = field(default_factory=OrderedDict)
 
     async def serve(self, runs: TaskGroup) -> None:
-        """Receive until cancelled; runs are started in `runs`, where they outlive this."""
+        """Receive until told to stop; runs are started in `runs`, where they outlive this."""
         backoff = Backoff()
-        while True:
-            room = await self.pool.room()
-            try:
-                deliveries = await self.queue.receive(room)
-            except QueueError as error:
-                self.metrics.queue_failures.inc()
-                self.reachability.failed(str(error))
-                await backoff.wait()
-                continue
-            self.reachability.answered()
-            backoff.reset()
-            for delivery in deliveries:
-                self._dispatch(delivery, runs)
+        with self._intake:
+            while not self._intake.cancel_called:
+                room = await self.pool.room()
+                try:
+                    deliveries = await self._receive(room)
+                except QueueError as error:
+                    self.metrics.queue_failures.inc()
+                    self.reachability.failed(str(error))
+                    await backoff.wait()
+                    continue
+                self.reachability.answered()
+                backoff.reset()
+                for delivery in deliveries:
+                    self._dispatch(delivery, runs)
+        self.ended.set()
+
+    def stop(self) -> None:
+        """Start nothing more."""
+        self._intake.cancel()
+
+    async def _receive(self, room: int) -> list[Delivery]:
+        # A receive under way is seen to its end: what SQS hands to a caller who has left stays hidden from
+        # everybody for a whole visibility time-out, and that may be a run which this service gives back.
+        with anyio.CancelScope(shield=True):
+            deliveries = await self.queue.receive(room)
+            if self._intake.cancel_called:
+                for delivery in deliveries:
+                    await self._release(delivery, 0)
+                return []
+        return deliveries
 
     def _dispatch(self, delivery: Delivery, runs: TaskGroup) -> None:
         """Decide without waiting, so that slots are given in the order of receipt."""

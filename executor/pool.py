@@ -6,8 +6,11 @@ from typing import Self
 
 import anyio
 
-# Weights are whole millionths of the pool: sums of decimal fractions are exact, 1/3 three times fits.
-_WHOLE = 1_000_000
+# Weights are whole billionths of the pool, rounded down: sums of decimal fractions are exact, 1/3 three times fits.
+_WHOLE = 1_000_000_000
+_NOISE = (
+    0.001  # billionths by which a decimal fraction may be off as a float: 0.29 is a little less than that
+)
 
 
 class Pool:
@@ -45,7 +48,7 @@ class Pool:
     def _units(self, weight: float | None) -> int:
         if weight is None:
             return self._share
-        return min(_WHOLE, math.ceil(weight * _WHOLE))
+        return max(1, min(_WHOLE, math.floor(weight * _WHOLE + _NOISE)))
 
     def _grant(self) -> None:
         while self._waiting and self._waiting[0].units <= self._free:
@@ -55,19 +58,24 @@ class Pool:
             ticket.granted.set()
         self._announce()
 
-    def _give_back(self, ticket: "Ticket") -> None:
-        self._free += ticket.units
-        self.active -= 1
-        self._grant()
-
     def _withdraw(self, ticket: "Ticket") -> None:
         if ticket.granted.is_set():
-            self._give_back(ticket)
+            self._free += ticket.units
+            self.active -= 1
         else:
             self._waiting.remove(ticket)
-            self._grant()
+        self._grant()
 
-    def _put_first(self, ticket: "Ticket") -> None:
+    def _lighten(self, ticket: "Ticket", units: int) -> None:
+        self._free += ticket.units - units
+        ticket.units = units
+        self._grant()
+
+    def _requeue(self, ticket: "Ticket", units: int) -> None:
+        """Swap the slot for the first place in line: two that held on to theirs could wait for each other."""
+        self._free += ticket.units
+        self.active -= 1
+        ticket.units, ticket.granted = units, anyio.Event()
         self._waiting.appendleft(ticket)
         self._grant()
 
@@ -96,11 +104,13 @@ class Ticket:
         self._pool._withdraw(self)  # noqa: SLF001
 
     async def change(self, weight: float | None) -> None:
-        """Take another weight, for a run whose weight was learned late; a heavier one waits first in line."""
+        """Take another weight, for a run whose weight was learned late; a heavier one waits first in line.
+
+        While it waits it has no slot, also when the waiting is cancelled: leave the context then.
+        """
         units = self._pool._units(weight)  # noqa: SLF001
-        if units == self.units:
-            return
-        self._pool._give_back(self)  # noqa: SLF001
-        self.units, self.granted = units, anyio.Event()
-        self._pool._put_first(self)  # noqa: SLF001
-        await self.granted.wait()
+        if units < self.units:
+            self._pool._lighten(self, units)  # noqa: SLF001
+        elif units > self.units:
+            self._pool._requeue(self, units)  # noqa: SLF001
+            await self.granted.wait()

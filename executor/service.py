@@ -2,12 +2,11 @@
 
 import random
 import secrets
-import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from functools import partial
 
 import anyio
@@ -17,8 +16,8 @@ from anyio.abc import TaskGroup, TaskStatus
 from executor.backoff import Backoff
 from executor.consumer import Consumer
 from executor.datahub.client import DataHub, open_datahub
-from executor.datahub_secrets import DataHubSecretStore
 from executor.datahub.transport import is_outage
+from executor.datahub_secrets import DataHubSecretStore
 from executor.execution import Executor
 from executor.heartbeat import Heartbeat
 from executor.ingestion.environment import sensitive_values
@@ -34,11 +33,9 @@ from executor.queue.delivery import Delivery, QueueError
 from executor.queue.sqs import SqsQueue, open_queue
 from executor.reporter import Reporter
 from executor.requests import ExecutionRequest
-from executor.run import ActiveRuns, Phase, Run, StopReason
+from executor.run import ActiveRuns, Run
 from executor.settings import Settings, unknown_variables
-
-SETTLE_TIMEOUT = 15.0  # seconds after the drain: 10 s for SIGTERM, then SIGKILL, 5 s for the last write
-HURRIED_GRACE = 2.0  # seconds between SIGTERM and SIGKILL after a second signal
+from executor.stopping import StopRequest, drain
 
 log = structlog.get_logger()
 
@@ -62,9 +59,7 @@ class Service:
         self._queue_reach = Reachability("queue")
         self._datahub_reach = Reachability("datahub")
         self._health = Health([self._queue_reach, self._datahub_reach])
-        self._intake = anyio.CancelScope()
-        self._stopping = False
-        self._hurry = anyio.Event()
+        self._stopping = StopRequest()
         self._random = random.Random()  # noqa: S311 - jitter
 
     async def run(self) -> None:
@@ -74,7 +69,7 @@ class Service:
             StartError: the metrics port is taken.
         """
         async with anyio.create_task_group() as background:
-            await background.start(self._watch_signals)
+            await background.start(self._stopping.watch_signals)
             if self._settings.metrics_port:
                 await background.start(self._serve_http)
             background.start_soon(self._health.touch_files)
@@ -92,22 +87,23 @@ class Service:
             ingestion = await stack.enter_async_context(
                 open_ingestion(settings, self._env, DataHubSecretStore(datahub), self._maskers)
             )
-            queue = None
-            with self._until_stopping():
-                queue = await self._open_queue(stack)
+            queue = await self._open_queue(stack)
             if queue is None:
                 return
             background.start_soon(queue.serve)
             background.start_soon(self._heartbeat(queue, datahub).serve)
+            consumer = self._consumer(queue, datahub, ingestion)
             async with anyio.create_task_group() as runs:
-                with self._until_stopping():
-                    await self._consumer(queue, datahub, ingestion).serve(runs)
-                await self._drain()
+                runs.start_soon(consumer.serve, runs)
+                await self._stopping.stop.wait()
+                self._health.stopping = True
+                await drain(self._active, consumer, self._stopping, settings.drain_timeout)
                 runs.cancel_scope.cancel()
 
-    async def _open_queue(self, stack: AsyncExitStack) -> SqsQueue:
+    async def _open_queue(self, stack: AsyncExitStack) -> SqsQueue | None:
+        """The queue, once it is there; None if the service is told to stop before."""
         settings, backoff = self._settings, self._backoff()
-        while True:
+        while not self._stopping.stop.is_set():
             try:
                 queue = await stack.enter_async_context(
                     open_queue(
@@ -117,12 +113,13 @@ class Service:
                         env=self._env,
                     )
                 )
-                break
             except QueueError as error:
                 self._queue_reach.failed(str(error))
                 await backoff.wait()
-        await self._look_at(queue)
-        return queue
+            else:
+                await self._look_at(queue)
+                return queue
+        return None
 
     async def _look_at(self, queue: SqsQueue) -> None:
         """Say at the start what the queue's own settings will do to messages that nobody can read."""
@@ -143,55 +140,6 @@ class Service:
                 max_receive_count=facts.max_receive_count,
                 consequence="an interrupted run may go to the dead-letter queue before its attempts are used up",
             )
-
-    async def _drain(self) -> None:
-        """Let runs end by themselves for the drain time-out, then end them; other executors take over."""
-        self._health.stopping = True
-        log.info("draining", runs=len(self._active), seconds=self._settings.drain_timeout)
-        for run in self._active:
-            if run.phase is Phase.WAITING:
-                run.stop(StopReason.DRAINED)
-        await self._emptied_within(self._settings.drain_timeout)
-        for run in self._active:
-            run.stop(StopReason.DRAINED, grace=HURRIED_GRACE if self._hurry.is_set() else None)
-        self._hurry = anyio.Event()
-        await self._emptied_within(SETTLE_TIMEOUT)
-        for run in self._active:
-            run.log.warning("not_settled", consequence="its message comes back when its lease ends")
-            run.stop_grace = 0
-
-    async def _emptied_within(self, seconds: float) -> None:
-        """Wait until no run is held, `seconds` at most, or until somebody hurries."""
-        with anyio.move_on_after(seconds):
-            async with anyio.create_task_group() as tasks:
-
-                async def hurried() -> None:
-                    await self._hurry.wait()
-                    tasks.cancel_scope.cancel()
-
-                tasks.start_soon(hurried)
-                await self._active.emptied()
-                tasks.cancel_scope.cancel()
-
-    @contextmanager
-    def _until_stopping(self) -> Iterator[None]:
-        """What a signal to stop ends at once; the runs are outside of it."""
-        with anyio.CancelScope() as self._intake:
-            if self._stopping:
-                self._intake.cancel()
-            yield
-
-    async def _watch_signals(self, *, task_status: TaskStatus[None]) -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            task_status.started()
-            async for number in signals:
-                if self._stopping:
-                    log.warning("hurrying", signal=number.name)
-                    self._hurry.set()
-                    continue
-                log.info("stopping", signal=number.name)
-                self._stopping = True
-                self._intake.cancel()
 
     async def _serve_http(self, *, task_status: TaskStatus[None]) -> None:
         port = self._settings.metrics_port

@@ -73,7 +73,7 @@ class PlainView(AbstractContextManager["PlainView"]):
     def __init__(self, out: TextIO, err: TextIO) -> None:
         self._out = out
         self._err = err
-        self._status: str | None = None
+        self._said = ""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -86,9 +86,10 @@ class PlainView(AbstractContextManager["PlainView"]):
     def show(self, status: str | None, summary: str, lines: list[str]) -> None:
         """See `View`."""
         del summary
-        if status != self._status:
-            self._say(f"{status or 'waiting'}")
-        self._status = status
+        words = status or "waiting for an executor"
+        if words != self._said:
+            self._say(words)
+        self._said = words
         for line in lines:
             self._out.write(f"{line}\n")
         self._out.flush()
@@ -120,7 +121,7 @@ class LiveView(AbstractContextManager["LiveView"]):
 
         self._console = Console(file=out, highlight=False)
         self._spinner = Spinner("dots")
-        self._picture = _Picture(facts=f"for an executor of {executor_id}")
+        self._picture = _Picture(facts=f"for an executor of pool {executor_id}")
         self._began = anyio.current_time()
         self._ended = False
         self._live = Live(console=self._console, auto_refresh=False, get_renderable=self._rendered)
@@ -187,6 +188,5 @@ def _facts_of(summary: str) -> str:
     """What a summary says of the attempt and the executor, on one line."""
     pairs = (line.partition(":") for line in summary.splitlines())
     said = {name: value.strip() for name, colon, value in pairs if colon}
-    return ", ".join(
-        f"{words} {said[name]}" for name, words in (("Attempt", "attempt"), ("Executor", "on")) if said.get(name)
-    )
+    attempt, executor = said.get("Attempt"), said.get("Executor")
+    return f"attempt {attempt}, {executor}" if attempt and executor else ""

@@ -85,6 +85,8 @@ def _variables(given: Sequence[str]) -> dict[str, str]:
     for entry in given:
         name, equals, value = entry.partition("=")
         if not name or not equals:
-            raise SubmitError(f"--env needs NAME=VALUE, and {name or 'one of them'!r} has no {'=' if name else 'name'}")
+            raise SubmitError(
+                f"--env needs NAME=VALUE, and {name or 'one of them'!r} has no {'=' if name else 'name'}"
+            )
         variables[name] = value
     return variables

@@ -93,7 +93,10 @@ class _Submission:
             return ""
         request = self._request
         kill = json.dumps({"exec_id": request.exec_id, "executor_id": request.executor_id, "signal": "KILL"})
-        group = f" --message-group-id {request.exec_id}" if self._queue_url.endswith(".fifo") else ""
+        # Of a group, SQS gives out nothing while one of its messages is in flight: the run's own one is.
+        name = f"kill-{request.exec_id}"
+        fifo = f" --message-group-id {name} --message-deduplication-id {name}"
+        group = fifo if self._queue_url.endswith(".fifo") else ""
         return (
             f"\nThe run goes on: {urn_of(request.exec_id)}\nTo cancel it:\n"
             f"  aws sqs send-message --queue-url {self._queue_url}{group} --message-body '{kill}'"
@@ -109,7 +112,7 @@ class _Submission:
             env=self._env,
         ) as queue:
             self._queue_url = queue.url
-            known = datahub is not None and await self._tell(datahub)
+            known = await self._tell(datahub)
             try:
                 await queue.send(body, group=request.exec_id)
             except QueueError as error:
@@ -119,8 +122,15 @@ class _Submission:
         self._sent = True
         _say(f"Sent {request.exec_id} to {self._queue_url} for executor id {request.executor_id}")
 
-    async def _tell(self, datahub: DataHub) -> bool:
-        request = self._request
+    async def _tell(self, datahub: DataHub | None) -> bool:
+        """Whether DataHub knows of the request now."""
+        request, unknown = (
+            self._request,
+            "DataHub does not know of the request, so its page won't list the run",
+        )
+        if datahub is None:
+            _warn(f"{unknown} (DATAHUB_GMS_URL is not set)")
+            return False
         try:
             with anyio.fail_after(INPUT_WITHIN):
                 await datahub.write_input(
@@ -132,7 +142,7 @@ class _Submission:
                 )
         except (DataHubError, TimeoutError) as error:
             reason = str(error) or f"no answer in {INPUT_WITHIN:g} s"
-            _warn(f"DataHub does not know of the request, so its page won't list the run ({reason})")
+            _warn(f"{unknown} ({reason})")
             return False
         return True
 
@@ -146,12 +156,17 @@ class _Submission:
                 _warn(f"DataHub lists the request {self._request.exec_id} as one that waits ({error})")
 
     async def _follow(self, datahub: DataHub, timeout: float | None) -> int:
-        ended = None
+        ended, refused = None, None
         with make_view(self._request.executor_id) as view, anyio.move_on_after(timeout):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(view.refresh)
-                ended = await _result(datahub, self._request.exec_id, view)
+                try:
+                    ended = await follow(datahub, self._request.exec_id, view)
+                except DataHubError as error:  # here, as it would leave the task group in a group of its own
+                    refused = error
                 tasks.cancel_scope.cancel()
+        if refused is not None:
+            raise refused
         if ended is None:
             return _fail(f"Not ended after {timeout:g} s.{self.whereabouts()}", TIMED_OUT)
         status, summary = ended

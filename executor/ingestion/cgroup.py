@@ -3,12 +3,13 @@
 from functools import cache
 from pathlib import Path
 
+_MEMBERSHIP = Path("/proc/self/cgroup")
 _ROOT = Path("/sys/fs/cgroup")
 
 
-def oom_kills() -> int:
+def oom_kills(membership: Path = _MEMBERSHIP, root: Path = _ROOT) -> int:
     """How many processes the out-of-memory killer has taken in this container so far; 0 where unknown."""
-    source = _source()
+    source = _source(membership, root)
     if source is None:
         return 0
     try:
@@ -19,27 +20,28 @@ def oom_kills() -> int:
 
 
 @cache
-def _source() -> Path | None:
+def _source(membership: Path, root: Path) -> Path | None:
     """Our own group's `memory.events` (version 2) or `memory.oom_control` (version 1)."""
-    for candidate in _candidates():
+    for candidate in _candidates(membership, root):
         if candidate.is_file():
             return candidate
     return None
 
 
-def _candidates() -> list[Path]:
+def _candidates(membership: Path, root: Path) -> list[Path]:
+    """The places in which it may be: a container sees its own group as the root, or its path on the host."""
     found: list[Path] = []
     try:
-        memberships = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = membership.read_text().splitlines()
     except OSError:
         return found
-    for membership in memberships:
-        _, controllers, path = membership.split(":", 2)
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
         if not controllers:
-            found += [_ROOT / path.lstrip("/") / "memory.events", _ROOT / "memory.events"]
+            found += [root / path.lstrip("/") / "memory.events", root / "memory.events"]
         elif "memory" in controllers.split(","):
             found += [
-                _ROOT / "memory" / path.lstrip("/") / "memory.oom_control",
-                _ROOT / "memory" / "memory.oom_control",
+                root / "memory" / path.lstrip("/") / "memory.oom_control",
+                root / "memory" / "memory.oom_control",
             ]
     return found

@@ -146,7 +146,8 @@ class Ingestion:
             ended = await run_process(command, output.feed, grace=grace)
             output.finish()
             ending = describe(ended, command.memory_limit, output.snapshot(LAST_OUTPUT))
-            usage = f"Used:      {ended.cpu_seconds:.1f} s of processor time, {in_units(ended.peak_memory)} at the peak"
+            peak = in_units(ended.peak_memory)
+            usage = f"Used:      {ended.cpu_seconds:.1f} s of processor time, {peak} at the peak"
             return Ended(ending.succeeded, ending.words, usage, folder.structured_report())
         except ProcessStartError as error:
             raise IngestError(f"the run's process {error}") from error

@@ -25,7 +25,7 @@ PIPE_SIZE = 1024 * 1024  # bytes the kernel buffers, where it lets us: a run nee
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What to start. `argv` and `env` hold no secret, `stdin` may; `memory_limit` is address space, bytes."""
+    """What to start. `argv` holds no secret: all may read it. `memory_limit` is address space, in bytes."""
 
     argv: Sequence[str]
     env: Mapping[str, str]
@@ -247,7 +247,7 @@ async def _serve_pipes(
 
 def _reason(error: OSError, command: Command) -> str:
     reason = error.strerror or str(error)
-    if error.filename == str(command.cwd):
+    if error.filename == command.cwd:
         return f"the folder {command.cwd} can't be entered: {reason}"
     if isinstance(error, FileNotFoundError) and Path(command.argv[0]).is_file():
         return f"{reason}: the interpreter that its first line names, or a library"

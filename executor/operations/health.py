@@ -12,8 +12,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from executor.operations.metrics import Metrics
 from executor.operations.reachability import Reachability
 
-LIVENESS_FILE = Path("/tmp/worker_liveness_heartbeat")  # noqa: S108 - the names that health checks know
-READINESS_FILE = Path("/tmp/worker_readiness_heartbeat")  # noqa: S108
+HEARTBEAT_FOLDER = Path("/tmp")  # noqa: S108 - health checks know these files by their full names
+LIVENESS_FILE = "worker_liveness_heartbeat"
+READINESS_FILE = "worker_readiness_heartbeat"
 STALE_AFTER = 60.0  # seconds without a turn of one of the heartbeat's loops
 FILE_INTERVAL = 5.0  # seconds; the usual check wants the file younger than a minute
 
@@ -40,13 +41,13 @@ class Health:
         missing = [f"{server.name} not reached" for server in self._dependencies if not server.reached]
         return [*missing, "stopping"] if self.stopping else missing
 
-    async def touch_files(self) -> None:
+    async def touch_files(self, folder: Path = HEARTBEAT_FOLDER) -> None:
         """Keep the heartbeat files young while live and ready, until cancelled."""
         while True:
             if not self.stale():
-                _touch(LIVENESS_FILE)
+                _touch(folder / LIVENESS_FILE)
             if not self.missing():
-                _touch(READINESS_FILE)
+                _touch(folder / READINESS_FILE)
             await anyio.sleep(FILE_INTERVAL)
 
 
@@ -88,7 +89,7 @@ def _touch(file: Path) -> None:
     try:
         file.touch()
     except OSError:
-        return  # a read-only /tmp: whoever looks at the file learns as much; the HTTP check goes on working
+        return  # a read-only folder: whoever looks at the file learns as much; the HTTP check goes on working
 
 
 def _answer(faults: list[str]) -> web.Response:

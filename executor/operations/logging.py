@@ -1,5 +1,6 @@
 """The service's own log: one event a line, JSON for machines, colour for people."""
 
+import io
 import logging
 import sys
 from collections.abc import Callable, MutableMapping
@@ -18,6 +19,9 @@ def configure_logging(
     `mask` sees every text of every event last, so that a secret which finds its way into one does not leave.
     """
     level = logging.DEBUG if debug else logging.INFO
+    if isinstance(stream, io.TextIOWrapper):
+        # Texts of others may hold half a character (a lone surrogate): nothing else needs the escape in UTF-8.
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

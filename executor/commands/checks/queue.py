@@ -55,7 +55,9 @@ async def check_queue(
 def _not_reached(queue: str, error: QueueError | TimeoutError, findings: Findings) -> None:
     words = str(error) or f"the queue {queue} could not be reached: no answer in {ANSWER_WITHIN:g} s"
     has_no_way_out = "could not be reached" in words
-    way_out = "check DATAHUB_EXECUTOR_QUEUE, AWS_ENDPOINT_URL and the network between" if has_no_way_out else ""
+    way_out = (
+        "check DATAHUB_EXECUTOR_QUEUE, AWS_ENDPOINT_URL and the network between" if has_no_way_out else ""
+    )
     findings.fault(NAMES[0], words, way_out)
     for name in NAMES[1:]:
         findings.skipped(name, "the queue can't be reached")
