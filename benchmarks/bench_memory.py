@@ -44,7 +44,7 @@ async def _hold(bench: Bench) -> tuple[Memory, int, int, int, Memory]:
             await bench.send(running.queue, "hold")
         await running.wait_for_events("run_started", HELD)
         await anyio.sleep(5)  # some turns of the heartbeat
-        children = running.children()
+        children = running.children().values()
         others = [line for line in children if not line.startswith("sleep ")]
         if len(children) - len(others) != HELD:
             raise RuntimeError(f"{len(children) - len(others)} runs are held, not {HELD}")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -212,13 +212,22 @@ class ServiceProcess:
         tasks = Path(f"/proc/{self.pid}/task").iterdir()
         return [(task / "comm").read_text().strip() for task in tasks]
 
-    def children(self) -> list[str]:
-        """The command lines of its own children."""
-        return [
-            (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    def children(self) -> dict[int, str]:
+        """Its own children: number and command line."""
+        return {
+            int(entry.name): (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             for entry in Path("/proc").iterdir()
             if entry.name.isdigit() and _parent(entry) == self.pid
-        ]
+        }
+
+    def kill(self) -> None:
+        """End it and its runs at once: how it stops is not measured here."""
+        runs = self.children() if Path(f"/proc/{self.pid}").exists() else {}
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)  # first, or it would report that its runs were killed
+        for leader in runs:
+            with suppress(ProcessLookupError):
+                os.killpg(leader, signal.SIGKILL)
 
 
 @dataclass(frozen=True)
@@ -279,12 +288,8 @@ async def service(bench: Bench, **settings: object) -> AsyncIterator[ServiceProc
         yield running
     finally:
         with anyio.CancelScope(shield=True):
-            if process.returncode is None:
-                process.send_signal(signal.SIGTERM)
-                with anyio.move_on_after(30):
-                    await process.wait()
-            if process.returncode is None:
-                process.kill()
+            running.kill()
+            await process.wait()
             await process.aclose()
 
 

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 CONFIGURATION_FAULT = 2  # exit code
+INTERRUPTED = 130  # exit code, as after SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,7 +17,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.command(options)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read what we print has gone, as in `… | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return INTERRUPTED
     return code
 
 
@@ -55,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     submit.set_defaults(command=_submit)
 
     demo = verbs.add_parser("demo", help="the whole way once, on this machine alone")
+    which = demo.add_mutually_exclusive_group()
+    which.add_argument("--cli-version", help="the CLI version to build a venv of; default: a pinned one")
+    which.add_argument("--venv", type=Path, help="use this venv of the DataHub CLI, build none")
     demo.set_defaults(command=_demo)
     return parser
 
@@ -92,7 +99,7 @@ def _submit(options: argparse.Namespace) -> int:
     return submit.run(options, os.environ)
 
 
-def _demo(_: argparse.Namespace) -> int:
+def _demo(options: argparse.Namespace) -> int:
     from executor.commands import demo
 
-    return demo.run(os.environ)
+    return demo.run(options, os.environ)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import anyio
 import structlog
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
 
 from executor.backoff import Backoff
 from executor.datahub.client import DataHub
@@ -49,7 +50,8 @@ class Consumer:
         """Receive until told to stop; runs are started in `runs`, where they outlive this."""
         backoff = Backoff()
         with self._intake:
-            while not self._intake.cancel_called:
+            while True:
+                await checkpoint()  # the receive is shielded, and room need not be waited for
                 room = await self.pool.room()
                 try:
                     deliveries = await self._receive(room)

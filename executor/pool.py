@@ -6,11 +6,9 @@ from typing import Self
 
 import anyio
 
-# Weights are whole billionths of the pool, rounded down: sums of decimal fractions are exact, 1/3 three times fits.
+# Weights are whole billionths, rounded down: sums of decimal fractions are exact, and 1/3 fits three times.
 _WHOLE = 1_000_000_000
-_NOISE = (
-    0.001  # billionths by which a decimal fraction may be off as a float: 0.29 is a little less than that
-)
+_NOISE = 0.001  # billionths: 0.29 as a float may be a little less than 0.29
 
 
 class Pool:

@@ -1,6 +1,7 @@
 """`datahub-executor submit`: puts a request on the queue as DataHub would, and follows the run if asked to."""
 
 import argparse
+import io
 import json
 import sys
 import time
@@ -37,6 +38,8 @@ def run(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
     DataHub is needed for `--wait` alone: otherwise a request that it can't be told of is sent all the same.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a log may hold what the locale has not
     try:
         _check_options(options)
         settings = _settings(options, env)

@@ -106,9 +106,12 @@ class DemoService:
 
     def _note(self, line: str) -> None:
         self.log.append(line)
-        if not line.startswith("{"):
+        try:
+            fields = json.loads(line)
+        except ValueError:
+            return  # a line of a library's, or what Python says of a crash
+        if not isinstance(fields, dict):
             return
-        fields = json.loads(line)
         self._events.append(Event(fields.get("event", ""), anyio.current_time(), fields))
         self._news.set()
         self._news = anyio.Event()

@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 PLUGIN: Final = "sqlalchemy"
 SECRET: Final = "SHOP_DB_PASSWORD"  # noqa: S105 - its name
@@ -69,10 +69,18 @@ def recipe_of(path: Path) -> str:
 
 
 def arrived_columns(datasets: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """Columns by dataset, from those by dataset URN, in the order of the names."""
-    return {dataset_name(urn): datasets[urn] for urn in sorted(datasets)}
+    """Columns by dataset name, from those by URN, in the order of the names."""
+    return {_name(urn): datasets[urn] for urn in sorted(datasets)}
 
 
-def dataset_name(urn: str) -> str:
+def arrived_upstreams(aspects: Mapping[str, Mapping[str, Any] | None]) -> dict[str, list[str]]:
+    """What each dataset is made from, from the `upstreamLineage` aspects by URN."""
+    return {
+        _name(urn): sorted(_name(upstream["dataset"]) for upstream in (aspect or {}).get("upstreams", ()))
+        for urn, aspect in aspects.items()
+    }
+
+
+def _name(urn: str) -> str:
     """The name in `urn:li:dataset:(urn:li:dataPlatform:<platform>,<name>,<fabric>)`."""
     return urn.split(",")[1]

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import anyio
 from aiobotocore.session import get_session
 from anyio import to_thread
 from moto.server import ThreadedMotoServer
@@ -69,4 +70,5 @@ async def embedded_queue(name: str, *, access_key_id: str, access_key: str) -> A
             )
             yield EmbeddedQueue(client, made["QueueUrl"], dead["QueueUrl"])
     finally:
-        await to_thread.run_sync(server.stop)
+        with anyio.CancelScope(shield=True):
+            await to_thread.run_sync(server.stop)

@@ -12,7 +12,13 @@ import aiohttp
 import anyio
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    NoRegionError,
+    PartialCredentialsError,
+)
 
 from executor.queue.batcher import BATCH_LIMIT, Batcher
 from executor.queue.delivery import Delivery, LeaseLostError, QueueDeniedError, QueueError
@@ -25,7 +31,10 @@ BATCH_TIMEOUT = 10.0  # seconds for one call of a batch
 LONGEST_VISIBILITY = 43_200  # seconds: twelve hours (contract, section 6)
 
 _NOT_PERMITTED = {"AccessDenied", "AccessDeniedException"}
-_DENIED = {*_NOT_PERMITTED, "InvalidClientTokenId", "UnrecognizedClientException"}
+_UNKNOWN_CALLER = {
+    "ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "InvalidSignatureException",
+    "SignatureDoesNotMatch", "UnrecognizedClientException",
+}  # fmt: skip
 _GONE = {"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"}
 _STALE = {"ReceiptHandleIsInvalid", "InvalidParameterValue", "MessageNotInflight", "InvalidReceiptHandle"}
 
@@ -248,7 +257,7 @@ async def _url(client: Any, name: QueueName) -> str:  # noqa: ANN401 - as above
     if name.url:
         return name.url
     if name.account:  # SQS's URLs are made of these three: no permission needed to ask for it
-        return f"{client.meta.endpoint_url}/{name.account}/{name.name}"
+        return f"{client.meta.endpoint_url.rstrip('/')}/{name.account}/{name.name}"
     answer = await client.get_queue_url(QueueName=name.name)
     url: str = answer["QueueUrl"]
     return url
@@ -277,6 +286,10 @@ def _errors_in_words(queue: str) -> Iterator[None]:
             f"there are no AWS credentials for the queue {queue}: give the task a role, or set AWS_PROFILE, or "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         ) from error
+    except NoRegionError as error:
+        raise QueueError(
+            f"the region of the queue {queue} is not known: set AWS_REGION, or name the queue by its URL or ARN"
+        ) from error
     except (BotoCoreError, aiohttp.ClientError, TimeoutError, OSError) as error:
         raise QueueError(
             f"the queue {queue} could not be reached: {error or type(error).__name__}"
@@ -286,8 +299,12 @@ def _errors_in_words(queue: str) -> Iterator[None]:
 def _words(code: str, queue: str, text: str) -> str:
     if code in _GONE:
         return f"the queue {queue} does not exist: check DATAHUB_EXECUTOR_QUEUE, its region and its account"
-    if code in _DENIED:
+    if code in _NOT_PERMITTED:
         return f"access to the queue {queue} is denied: check the role's policy and the queue's ({text})"
+    if code in _UNKNOWN_CALLER:  # the text may quote the request, session token and all
+        return (
+            f"the AWS credentials for the queue {queue} are not accepted: check the role or the keys ({code})"
+        )
     return f"the queue {queue} refused: {text}"
 
 
@@ -303,5 +320,9 @@ def _is_fault_of_the_call(error: ClientError) -> bool:
 
 def _entry_error(failure: Mapping[str, Any]) -> Exception:
     code = str(failure.get("Code")).rpartition(".")[2].removesuffix("Exception")
-    reason = str(failure.get("Message")).rpartition("Reason: ")[2]
-    return LeaseLostError(reason) if code in _STALE else QueueError(f"{code}: {reason}")
+    message = str(failure.get("Message") or code)
+    reason = message.rpartition("Reason: ")[2]
+    # Twelve hours after its receipt a lease can't be renewed any more, but until it ends the message is ours.
+    if code in _STALE and "parameter VisibilityTimeout" not in message:
+        return LeaseLostError(reason)
+    return QueueError(f"{code}: {reason}")

@@ -55,8 +55,13 @@ async def started(*arguments: str, env: dict[str, str]) -> AsyncIterator[Process
                 process.kill()
 
 
-async def executor_on_terminal(*arguments: str, env: dict[str, str]) -> tuple[int, str]:
-    """Run a command with a terminal of 100 columns and 12 lines as its output; exit code and what it wrote."""
+async def executor_on_terminal(
+    *arguments: str, env: dict[str, str], shown: dict[str, anyio.Event] | None = None
+) -> tuple[int, str]:
+    """Run a command with a terminal of 100 columns and 12 lines as its output; exit code and what it wrote.
+
+    The events of `shown` are set once their words are on the terminal.
+    """
     ours, its = os.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 12, 100, 0, 0))
     written, closed = bytearray(), anyio.Event()
@@ -68,6 +73,9 @@ async def executor_on_terminal(*arguments: str, env: dict[str, str]) -> tuple[in
         except OSError:  # nobody holds the other end any more
             loop.remove_reader(ours)
             closed.set()
+        for words, event in (shown or {}).items():
+            if words.encode() in written:
+                event.set()
 
     try:
         with anyio.fail_after(60):

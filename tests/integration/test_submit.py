@@ -336,12 +336,8 @@ async def test_on_a_terminal_the_progress_is_drawn(
     datahub: DataHub,
     localstack: LocalStack,
     queue: str,
-    stand_in: DataHubStandIn,
 ) -> None:
-    async def looked_twice() -> None:
-        enough = stand_in.calls.counts["executionRequest"] + 2
-        while stand_in.calls.counts["executionRequest"] < enough:
-            await anyio.sleep(0.05)
+    running = anyio.Event()
 
     async def execute() -> None:
         [request] = await received(localstack, queue, wait=20)
@@ -349,12 +345,14 @@ async def test_on_a_terminal_the_progress_is_drawn(
         for number in range(40):
             run.output.feed(b"line %d \x1b[31mred\x1b[0m\n" % number)
         await run.write(Status.RUNNING)
-        await looked_twice()
+        await running.wait()
         await run.write(Status.SUCCESS, "The run ended successfully (exit code 0).")
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(execute)
-        code, text = await executor_on_terminal("submit", recipe, "--wait", env=env)
+        code, text = await executor_on_terminal(
+            "submit", recipe, "--wait", env=env, shown={"RUNNING": running}
+        )
     assert code == 0
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     assert "WAITING  for an executor of pool remote" in plain
@@ -362,4 +360,3 @@ async def test_on_a_terminal_the_progress_is_drawn(
     assert "line 39 red" in plain
     assert "line 5 red" not in plain, "only what fits the screen"
     assert plain.rstrip().endswith("SUCCESS")
-    print(repr(text[-3000:]))

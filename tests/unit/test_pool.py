@@ -18,6 +18,18 @@ async def settle() -> None:
         await checkpoint()
 
 
+def fits(pool: Pool, weight: float) -> bool:
+    """Whether a run of this weight could start at once."""
+    probe = pool.ticket(weight)
+    there_is_room = probe.granted.is_set()
+    pool._withdraw(probe)
+    return there_is_room
+
+
+def is_empty(pool: Pool) -> bool:
+    return (pool.active, pool.waiting) == (0, 0) and fits(pool, 1.0)
+
+
 def granted(*tickets: Ticket) -> list[bool]:
     return [ticket.granted.is_set() for ticket in tickets]
 
@@ -53,16 +65,7 @@ async def test_a_weight_over_1_counts_as_1_and_runs_alone() -> None:
 async def test_the_smallest_weight_still_weighs_something() -> None:
     pool = Pool(1)
     async with pool.ticket(1e-12):
-        assert await_room(pool) is False
-        assert pool.used > 0
-
-
-def await_room(pool: Pool) -> bool:
-    """Whether a run of the default weight could start at once."""
-    probe = pool.ticket()
-    fits = probe.granted.is_set()
-    pool._withdraw(probe)
-    return fits
+        assert not fits(pool, 1.0)
 
 
 async def test_light_runs_do_not_starve_a_heavy_one() -> None:
@@ -94,7 +97,7 @@ async def test_slots_are_given_in_the_order_of_asking() -> None:
         for number in range(10):
             tasks.start_soon(take, number, pool.ticket())
     assert order == list(range(10))
-    assert (pool.active, pool.waiting, pool.used) == (0, 0, 0)
+    assert is_empty(pool)
 
 
 async def test_who_gives_up_waiting_lets_the_next_one_go() -> None:
@@ -118,7 +121,7 @@ async def test_a_slot_comes_back_however_the_run_ends() -> None:
     with pytest.raises(ZeroDivisionError):
         async with pool.ticket():
             _ = 1 / 0
-    assert (pool.active, pool.used) == (0, 0)
+    assert is_empty(pool)
 
 
 async def test_room_waits_for_a_slot_and_for_those_in_line() -> None:
@@ -147,10 +150,12 @@ async def test_a_lighter_weight_makes_room_at_once_and_keeps_the_slot() -> None:
         small = pool.ticket(0.5)
         await changing.change(0.25)
         assert granted(changing, other, small) == [True, False, False]
-        assert pool.used == 0.25
         pool._withdraw(other)
         assert granted(small) == [True]
-    assert (pool.active, pool.used) == (1, 0.5)
+        assert fits(pool, 0.25)
+        assert not fits(pool, 0.26)
+    assert pool.active == 1
+    assert fits(pool, 0.5)
 
 
 async def test_a_heavier_weight_that_fits_is_taken_at_once() -> None:
@@ -158,9 +163,10 @@ async def test_a_heavier_weight_that_fits_is_taken_at_once() -> None:
     async with pool.ticket() as changing:
         other = pool.ticket()
         await changing.change(0.75)
-        assert pool.used == 1.0
+        assert not fits(pool, 0.01)
         assert granted(other) == [True]
-    assert (pool.active, pool.used) == (1, 0.25)
+    assert pool.active == 1
+    assert fits(pool, 0.75)
 
 
 async def test_a_heavier_weight_waits_first_in_line_and_without_a_slot() -> None:
@@ -199,7 +205,7 @@ async def test_two_that_grow_at_a_time_do_not_wait_for_each_other() -> None:
             for number, ticket in enumerate([pool.ticket(), pool.ticket()]):
                 tasks.start_soon(grow, number, ticket)
     assert sorted(log) == [0, 1]
-    assert (pool.active, pool.waiting, pool.used) == (0, 0, 0)
+    assert is_empty(pool)
 
 
 async def test_who_gives_up_growing_gives_everything_back_once() -> None:
@@ -219,7 +225,8 @@ async def test_who_gives_up_growing_gives_everything_back_once() -> None:
         scope.cancel()
         await settle()
         assert granted(other, behind) == [True, True]
-    assert (pool.active, pool.waiting, pool.used) == (2, 0, 1.0)
+    assert (pool.active, pool.waiting) == (2, 0)
+    assert not fits(pool, 0.01)
 
 
 async def test_the_same_weight_changes_nothing() -> None:
@@ -228,7 +235,7 @@ async def test_the_same_weight_changes_nothing() -> None:
         await ticket.change(1 / 3)
         await ticket.change(None)
         assert (pool.active, pool.waiting) == (1, 0)
-    assert pool.used == 0
+    assert is_empty(pool)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -269,7 +276,7 @@ async def test_whatever_happens_the_pool_is_never_over_full_and_ends_empty(seed:
                 await pause(dice)
     assert most <= 1 + Fraction(1, 10**7)  # 60 roundings to billionths
     assert most > Fraction(1, 2)
-    assert (pool.active, pool.waiting, pool.used) == (0, 0, 0)
+    assert is_empty(pool)
     assert await pool.room() == 4
 
 

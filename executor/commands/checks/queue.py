@@ -79,7 +79,7 @@ async def _facts(queue: SqsQueue, findings: Findings) -> QueueFacts | Literal["d
     key = "; encrypted with KMS: the role needs kms:Decrypt, too" if facts.encrypted_with else ""
     counts = f"{facts.waiting:,} waiting, {facts.in_flight:,} in flight"
     findings.good(NAMES[0], f"{queue.url}, {kind}, {counts}{key}")
-    findings.good(_ATTRIBUTES, "permitted")
+    findings.good(_ATTRIBUTES, f"permitted on {facts.arn}")
     return facts
 
 
