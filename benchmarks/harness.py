@@ -40,7 +40,6 @@ class Figure:
     samples: Sequence[float]
     bar: float | None = None
     statistic: str = "median"
-    note: str = ""
 
     @property
     def reached(self) -> bool | None:
@@ -48,26 +47,20 @@ class Figure:
         return None if self.bar is None else self.value <= self.bar
 
 
-def median_of(
-    name: str, samples: Sequence[float], unit: str, bar: float | None = None, note: str = ""
-) -> Figure:
+def median_of(name: str, samples: Sequence[float], unit: str, bar: float | None = None) -> Figure:
     """The middle of several samples."""
-    return Figure(name, statistics.median(samples), unit, samples, bar, "median", note)
+    return Figure(name, statistics.median(samples), unit, samples, bar, "median")
 
 
-def p95_of(
-    name: str, samples: Sequence[float], unit: str, bar: float | None = None, note: str = ""
-) -> Figure:
+def p95_of(name: str, samples: Sequence[float], unit: str, bar: float | None = None) -> Figure:
     """What nineteen of twenty samples stay below."""
     value = sorted(samples)[max(0, -(-len(samples) * 95 // 100) - 1)]
-    return Figure(name, value, unit, samples, bar, "p95", note)
+    return Figure(name, value, unit, samples, bar, "p95")
 
 
-def max_of(
-    name: str, samples: Sequence[float], unit: str, bar: float | None = None, note: str = ""
-) -> Figure:
+def max_of(name: str, samples: Sequence[float], unit: str, bar: float | None = None) -> Figure:
     """The worst of several samples."""
-    return Figure(name, max(samples), unit, samples, bar, "max", note)
+    return Figure(name, max(samples), unit, samples, bar, "max")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from anyio.lowlevel import checkpoint
 from executor.backoff import Backoff
 from executor.datahub.client import DataHub
 from executor.datahub.errors import DataHubError
-from executor.execution import Executor
+from executor.execution import Executor, foreign_delay
 from executor.messages import ExecutionRequest, MalformedMessage, Reference, Signal, parse
 from executor.operations.metrics import Metrics
 from executor.operations.reachability import Reachability
@@ -21,8 +21,8 @@ from executor.queue.delivery import Delivery, LeaseLostError, QueueError
 from executor.queue.sqs import SqsQueue
 from executor.run import ActiveRuns, Run, StopReason
 
-FOREIGN_DELAY = 5.0  # seconds until a message for another executor id is offered again, a receive
-LONGEST_FOREIGN_DELAY = 60.0  # seconds
+DUPLICATE_DELAY = 60.0  # seconds until a second message for a run that is under way is offered again
+SIGNAL_DELAY = 5.0  # seconds until a kill that could not be passed on is tried again
 REMEMBERED_MESSAGES = 10_000  # ids of messages that were complained of, so that each is said once
 
 log = structlog.get_logger()
@@ -116,8 +116,7 @@ class Consumer:
     ) -> None:
         self.metrics.requests.inc()
         if (held := self.active.get(exec_id)) is not None:
-            held.log.info("duplicate_held_back", message_id=delivery.message_id)
-            runs.start_soon(self._release, delivery, LONGEST_FOREIGN_DELAY)
+            self._start_twice(held, delivery, runs)
             return
         run = self.new_run(exec_id, delivery, request)
         self.active.add(run)
@@ -125,14 +124,23 @@ class Consumer:
         run.log.info("request_received", message_id=delivery.message_id, receive_count=delivery.receive_count)
         runs.start_soon(self.executor.execute, run, ticket)
 
+    def _start_twice(self, held: Run, delivery: Delivery, runs: TaskGroup) -> None:
+        """Go on with the run that there is."""
+        if held.delivery.message_id == delivery.message_id and held.stop_reason is not StopReason.LEASE_LOST:
+            # The same message once more: its new receipt handle has taken the place of the old one.
+            held.log.info("message_came_again", message_id=delivery.message_id)
+            held.delivery = delivery
+        else:
+            held.log.info("duplicate_held_back", message_id=delivery.message_id)
+            runs.start_soon(self._release, delivery, DUPLICATE_DELAY)
+
     def _is_foreign(self, executor_id: str | None) -> bool:
         return executor_id is not None and executor_id != self.executor_id
 
     async def _give_back(self, delivery: Delivery, executor_id: str | None) -> None:
         self.metrics.foreign.inc()
         self._say_once("message_foreign", delivery, f"it is addressed to the executor id {executor_id}")
-        # Longer from time to time, or two executors that share a queue would play ping-pong with it.
-        await self._release(delivery, min(LONGEST_FOREIGN_DELAY, FOREIGN_DELAY * delivery.receive_count))
+        await self._release(delivery, foreign_delay(delivery.receive_count))
 
     async def _signal(self, delivery: Delivery, signal: Signal) -> None:
         """End the run if it is ours; otherwise record the kill where its executor, or its claim, will see it."""
@@ -148,7 +156,7 @@ class Consumer:
             await self.queue.delete(delivery)
         except (DataHubError, QueueError) as error:
             log.warning("kill_signal_deferred", exec_id=signal.exec_id, reason=str(error))
-            await self._release(delivery, FOREIGN_DELAY)
+            await self._release(delivery, SIGNAL_DELAY)
         except LeaseLostError:
             return  # whoever has it now does the same
 

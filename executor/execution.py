@@ -28,6 +28,8 @@ from executor.run import ActiveRuns, Phase, Run, StopReason
 
 CLAIM_PATIENCE = 300.0  # seconds that a request waits for DataHub, its lease held, before it is given back
 GIVE_BACK_DELAY = 30.0  # seconds until a request that DataHub's absence kept from starting is tried again
+FOREIGN_DELAY = 5.0  # seconds until a message for another executor id is offered again, a receive
+LONGEST_FOREIGN_DELAY = 60.0  # seconds
 LAST_WRITE_TIMEOUT = 5.0  # seconds for `UP_FOR_RETRY`: what stops the service does not wait for long
 
 Answer = TypeVar("Answer")
@@ -97,7 +99,8 @@ class Executor:
             run.log.error("claim_refused", reason=str(error))  # noqa: TRY400 - its words are all there is
             return Verdict(None, str(error), Disposal.RELEASE, GIVE_BACK_DELAY)
         except Exception:
-            run.log.exception("run_failed_internally")
+            with self.ingestion.masked_log(run.journal.masker):
+                run.log.exception("run_failed_internally")
             return Verdict(
                 Status.FAILURE, "This executor failed on the run: a defect, described in its own log."
             )
@@ -112,7 +115,11 @@ class Executor:
                 if verdict := await self._objection(run, stored):
                     return verdict
                 if run.journal.request is None:
-                    run.journal.request = await self._look_up(run, ticket)
+                    request = await self._look_up(run)
+                    if request.executor_id not in {None, run.journal.executor_id}:
+                        return self._foreign(run, request)
+                    run.journal.request = request
+                    await ticket.change(request.weight)
                 run.begin(_attempt(run, stored))
                 try:
                     await run.reporter.store(run.journal.progress())
@@ -138,18 +145,21 @@ class Executor:
             )
         return None
 
-    async def _look_up(self, run: Run, ticket: Ticket) -> ExecutionRequest:
-        """Read the request that a reference names, and take the weight that it asks for."""
+    def _foreign(self, run: Run, request: ExecutionRequest) -> Verdict:
+        self.metrics.foreign.inc()
+        words = f"it is addressed to the executor id {request.executor_id}"
+        return Verdict(None, words, Disposal.RELEASE, foreign_delay(run.delivery.receive_count))
+
+    async def _look_up(self, run: Run) -> ExecutionRequest:
+        """Read the request that a reference names."""
         found = await self._patiently(lambda: self.datahub.request_input(run.exec_id))
         if found is None:
             raise MalformedMessage(
                 "DataHub does not know the request that the message names", exec_id=run.exec_id
             )
-        request = request_from_input(
+        return request_from_input(
             run.exec_id, task=found["task"], arguments=found["arguments"], executor_id=found.get("executorId")
         )
-        await ticket.change(request.weight)
-        return request
 
     async def _ingest(self, run: Run, request: ExecutionRequest) -> Verdict:
         run.advance(Phase.PREPARING)
@@ -193,6 +203,8 @@ class Executor:
             if verdict.status is None or await self._store(run, verdict.status, verdict):
                 await self._dispose(run, verdict)
         run.advance(Phase.SETTLED)
+        if run.settlement.cancelled_caught:
+            verdict = Verdict(None, "the lease was lost before its end was stored", Disposal.LEAVE)
         self._account(run, verdict, anyio.current_time() - began)
 
     async def _store(self, run: Run, status: Status, verdict: Verdict) -> bool:
@@ -261,6 +273,14 @@ class Executor:
             f"The run was ended after {self.task_timeout:g} s, the longest that a run may take here "
             "(DATAHUB_EXECUTOR_TASK_TIMEOUT)."
         )
+
+
+def foreign_delay(receive_count: int) -> float:
+    """Seconds until a message for another executor id is offered again.
+
+    Longer from time to time, or two executors that share a queue would play ping-pong with it.
+    """
+    return min(LONGEST_FOREIGN_DELAY, FOREIGN_DELAY * receive_count)
 
 
 def _already_ended(run: Run) -> Verdict:

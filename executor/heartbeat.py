@@ -1,6 +1,6 @@
 """One task for all active runs: keeps their leases, sees their kill signals, pushes their progress."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import anyio
@@ -21,6 +21,7 @@ LAST_MOMENTS = (
     12.0  # seconds before a lease ends in which its run must be ended: 10 s for SIGTERM, then SIGKILL
 )
 PROGRESS_TIMEOUT = 5.0  # seconds; a progress write must not keep a final one waiting for longer
+SIGNALS_TIMEOUT = 30.0  # seconds; a DataHub that trickles must not stop the loop for good
 IDLE_PING_INTERVAL = 15.0  # seconds between two looks at a DataHub that nobody else talks to
 
 log = structlog.get_logger()
@@ -57,11 +58,13 @@ class Heartbeat:
 
     async def _extend(self, run: Run) -> None:
         last_moments = min(LAST_MOMENTS, self.visibility_timeout / 3)
+        delivery = run.delivery
         try:
-            await self.queue.extend(run.delivery)
+            await self.queue.extend(delivery)
         except LeaseLostError as error:
-            run.log.warning("lease_lost", reason=str(error))
-            self._give_up(run, grace=0)
+            if run.delivery is delivery:  # else the message has come again, to ourselves
+                run.log.warning("lease_lost", reason=str(error))
+                self._give_up(run, grace=0)
         except QueueError as error:
             remaining = run.delivery.lease_ends - anyio.current_time()
             if remaining <= last_moments:
@@ -81,19 +84,23 @@ class Heartbeat:
             watched = [run for run in self.active if run.phase not in {Phase.SETTLING, Phase.SETTLED}]
             now = anyio.current_time()
             try:
-                if watched:
-                    killed = await self.datahub.kill_signals([run.exec_id for run in watched])
-                    for run in watched:
-                        if run.exec_id in killed and run.stop(StopReason.CANCELLED):
-                            run.log.info("kill_signal_seen")
-                elif now - last_ping >= IDLE_PING_INTERVAL:
-                    await self.datahub.ping()
-                    last_ping = now
-            except DataHubError:
+                with anyio.fail_after(SIGNALS_TIMEOUT):
+                    if watched:
+                        await self._stop_killed(watched)
+                    elif now - last_ping >= IDLE_PING_INTERVAL:
+                        await self.datahub.ping()
+                        last_ping = now
+            except (DataHubError, TimeoutError):
                 await backoff.wait()  # reachability says it once, see operations
             else:
                 backoff.reset()
                 await anyio.sleep(self.poll_interval)
+
+    async def _stop_killed(self, watched: Sequence[Run]) -> None:
+        killed = await self.datahub.kill_signals([run.exec_id for run in watched])
+        for run in watched:
+            if run.exec_id in killed and run.stop(StopReason.CANCELLED):
+                run.log.info("kill_signal_seen")
 
     async def _push_progress(self) -> None:
         while True:
@@ -102,15 +109,16 @@ class Heartbeat:
             await anyio.sleep(min(1.0, self.poll_interval))
 
     async def _push_what_is_due(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            for run in self._under_way():
+                if not run.reporter.certain:
+                    tasks.start_soon(self._recover, run)
         now = anyio.current_time()
-        due: list[tuple[Run, StateWrite]] = []
-        for run in self.active:
-            if run.phase not in {Phase.PREPARING, Phase.RUNNING}:
-                continue
-            if not run.reporter.certain:
-                await self._recover(run)
-            elif run.journal.changed and run.reporter.due(now):
-                due.append((run, run.reporter.begin(run.journal.progress())))
+        due: list[tuple[Run, StateWrite]] = [
+            (run, run.reporter.begin(run.journal.progress()))
+            for run in self._under_way()
+            if run.journal.changed and run.reporter.due(now)
+        ]
         if not due:
             return
         outcomes: list[DataHubError | None] = [DataHubUnavailableError("not answered in time")] * len(due)
@@ -123,6 +131,9 @@ class Heartbeat:
         for (run, _), error in zip(due, outcomes, strict=True):
             if isinstance(error, ImmutableStateError):
                 run.stop(StopReason.ENDED_ELSEWHERE)
+
+    def _under_way(self) -> Iterator[Run]:
+        return (run for run in self.active if run.phase in {Phase.PREPARING, Phase.RUNNING})
 
     async def _recover(self, run: Run) -> None:
         try:

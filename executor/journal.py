@@ -25,7 +25,7 @@ class Journal:
         self.cli_version: str | None = None
         self.attempt = 0
         self.notes: tuple[str, ...] = ()  # lines of the report's summary
-        self._executor_id = executor_id
+        self.executor_id = executor_id
         self._host = host
         self._clock = clock
         self._started = clock()
@@ -72,7 +72,7 @@ class Journal:
             task=task,
             source_type=self.source_type or "unknown",
             cli_version=self.cli_version or "unknown",
-            executor_id=self._executor_id,
+            executor_id=self.executor_id,
             host=self._host,
             attempt=self.attempt,
             started=self._started,

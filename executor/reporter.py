@@ -67,16 +67,17 @@ class Reporter:
                 try:
                     if not self._certain:
                         await self._read_again()
-                    [error] = await self._datahub.write_states([self._write(state)])
+                    write, self._certain = self._write(state), False  # in doubt, too, if we are cancelled
+                    [error] = await self._datahub.write_states([write])
                     self._note(error)
                     if error is None:
                         return
-                    raise error
-                except VersionConflictError:
-                    if not self._written:
-                        raise
+                    if not isinstance(error, VersionConflictError):
+                        raise error
+                    # Look who wrote in between: it may be ourselves, by a write that nobody waited for.
                 except (DataHubUnavailableError, UnauthorizedError):
-                    await backoff.wait()
+                    pass
+                await backoff.wait()
 
     def due(self, now: float) -> bool:
         """Whether a progress write is due, and nothing else is being written. `now` is monotonic, seconds."""
@@ -124,9 +125,8 @@ class Reporter:
         return StateWrite(self.exec_id, state, self._version, properties)
 
     def _note(self, error: DataHubError | None) -> None:
+        self._certain = not isinstance(error, DataHubUnavailableError | VersionConflictError)
         if error is None:
             self._written = True
             if self._version is not None:
                 self._version = 1 if self._version == ABSENT_VERSION else self._version + 1
-        elif isinstance(error, DataHubUnavailableError | VersionConflictError):
-            self._certain = False

@@ -40,7 +40,7 @@ class Exit:
 
     returncode: int
     cpu_seconds: float
-    peak_memory: int  # bytes, of the largest single process
+    peak_memory: int  # bytes, of the largest single process; at the least what the executor itself takes
     oom_killed: bool  # the system's out-of-memory killer took a process of this container meanwhile
     left_behind: int  # processes that the run had left running, ended with it
 

@@ -8,7 +8,9 @@ _CREATE_SECRET: Final = "mutation ($input: CreateSecretInput!) { createSecret(in
 _CREATE_SOURCE: Final = (
     "mutation ($input: UpdateIngestionSourceInput!) { createIngestionSource(input: $input) }"
 )
-_EXECUTE: Final = "mutation ($input: CreateIngestionExecutionRequestInput!) { createIngestionExecutionRequest(input: $input) }"
+_EXECUTE: Final = """\
+mutation ($input: CreateIngestionExecutionRequestInput!) { createIngestionExecutionRequest(input: $input) }
+"""
 
 
 class Page:

@@ -89,6 +89,7 @@ async def set_stage(
                 "DATAHUB_EXECUTOR_FILE_SECRET_BASEDIR": str(folder / "no-secrets"),
                 "DATAHUB_EXECUTOR_METRICS_PORT": "0",
                 "DATAHUB_EXECUTOR_DRAIN_TIMEOUT": "0",
+                "DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT": "10",  # a stop sees the last receive to its end: 2 s
                 "DATAHUB_BUNDLED_VENV_PATH": str(_bundled(folder, venv)),
             }
             service = await stack.enter_async_context(running_service({**env, **settings}, folder))

@@ -7,21 +7,16 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final, TextIO
 
 import anyio
-from rich.console import Console
+from rich.console import Console, OverflowMethod, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from executor.local.demo_service import DemoError
 
 _PIPE_WIDTH: Final = 110  # columns of a table where no terminal says how many there are
+_ALWAYS: Final = ("Built in ", "Pipeline finished")  # how the executor and the CLI end what they say
 _TAIL: Final = 15  # lines of a log that a failure quotes
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """End by an error of ours, so that all that was started is ended first."""
-        self.file = io.StringIO()
-        raise DemoError("nobody reads the output any more")
 
 
 class Step:
@@ -39,14 +34,17 @@ class Show:
             out.reconfigure(errors="replace")  # the marks, where the locale has none of them
         self._terminal = out.isatty()
         width = None if self._terminal else _PIPE_WIDTH
-        self._console = _Console(file=out, highlight=False, markup=False, width=width)
+        self._console = Console(file=out, highlight=False, markup=False, width=width)
         self._number = 0
 
     @contextmanager
-    def step(self, words: str) -> Iterator[Step]:
-        """A numbered step, with its time and whether it was done; meanwhile, a terminal shows what is under way."""
+    def step(self, words: str, *, long: bool = False) -> Iterator[Step]:
+        """A numbered step, with its time and whether it was done; a `long` one has lines of its own in between."""
         self._number += 1
-        number, step, done, began = self._number, Step(words), False, anyio.current_time()
+        number, step, done, began = f"{self._number:>2}", Step(words), False, anyio.current_time()
+        if long:
+            self._print(Text(f"  {number}  {words}"), wrapped=True)
+            number = "  "
         try:
             with self._busy(words):
                 yield step
@@ -54,9 +52,8 @@ class Show:
         finally:
             mark, style = ("✓", "bold green") if done else ("✗", "bold red")
             seconds = f"{anyio.current_time() - began:.1f} s"
-            self._print(
-                Text.assemble((mark, style), f" {number:>2}  {step.words}  ", (seconds, "cyan")), wrapped=True
-            )
+            line = Text.assemble((mark, style), f" {number}  {step.words}  ", (seconds, "cyan"))
+            self._print(line, wrapped=True)
 
     def _busy(self, words: str) -> AbstractContextManager[object]:
         return self._console.status(f"{words} …") if self._terminal else nullcontext()
@@ -93,22 +90,35 @@ class Show:
             )
         for row in rows:
             table.add_row(*row)
-        padded = Table.grid(padding=(0, 0, 0, 6))
-        padded.add_row(table)
-        self._console.print(padded)
+        self._put(Padding(table, (0, 0, 0, 6), expand=False))
 
     def _print(self, text: Text, *, wrapped: bool = False) -> None:
         """Into a pipe, lines go whole; a terminal gets as much of a log's line as it is wide."""
         if wrapped or not self._terminal:
-            self._console.print(text, soft_wrap=True)
+            self._put(text, soft_wrap=True)
         else:
-            self._console.print(text, no_wrap=True, overflow="ellipsis")
+            self._put(text, no_wrap=True, overflow="ellipsis")
+
+    def _put(
+        self,
+        what: RenderableType,
+        *,
+        soft_wrap: bool = False,
+        no_wrap: bool = False,
+        overflow: OverflowMethod | None = None,
+    ) -> None:
+        try:
+            self._console.print(what, soft_wrap=soft_wrap, no_wrap=no_wrap, overflow=overflow)
+        except (
+            SystemExit
+        ):  # rich's answer to a pipe that was closed: too fast, what was started must be ended
+            raise DemoError("nobody reads the output any more") from None
 
 
 class RunView:
     """Shows a run's log as the page has it: the first lines, and how many more there were.
 
-    What uv installs is counted rather than listed.
+    What uv installs is counted rather than listed, what is for debugging left out.
     """
 
     def __init__(self, show: Show, lines: int) -> None:
@@ -127,7 +137,7 @@ class RunView:
                 self._packages += 1
                 continue
             self._say_packages()
-            if self._room > 0:
+            if line.startswith(_ALWAYS) or (self._room > 0 and "DEBUG" not in line):
                 self._room -= 1
                 self._show.log(line)
             else:
@@ -149,5 +159,5 @@ class RunView:
 
     def _say_packages(self) -> None:
         if self._packages:
-            self._show.log(f" + {self._packages} packages")
+            self._show.log(f" + {self._packages} package{'s' if self._packages > 1 else ''}")
         self._packages = 0

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -183,7 +183,11 @@ class Site:
     async def send(self, body: object, *, queue: str | None = None) -> str:
         """Put a message on the queue; its id. What is no text is sent as JSON."""
         text = body if isinstance(body, str) else json.dumps(body)
-        sent = await self.sqs.send_message(QueueUrl=self._direct(queue or self.queue), MessageBody=text)
+        url = self._direct(queue or self.queue)
+        group = {"MessageGroupId": "g", "MessageDeduplicationId": str(uuid.uuid4())}
+        sent = await self.sqs.send_message(
+            QueueUrl=url, MessageBody=text, **(group if url.endswith(".fifo") else {})
+        )
         message_id: str = sent["MessageId"]
         return message_id
 
@@ -204,12 +208,20 @@ class Site:
         request = {"executor_id": executor_id, "exec_id": exec_id, "name": name, "args": args}
         return await self.send(request, queue=queue)
 
-    def know(self, exec_id: str, plugin: str = "fake", executor_id: str = "remote", **args: str) -> None:
+    def know(
+        self,
+        exec_id: str,
+        plugin: str = "fake",
+        *,
+        executor_id: str = "remote",
+        extra_env_vars: str = "",
+        **config: str,
+    ) -> None:
         """Make a request known to DataHub, without a message."""
-        recipe = json.dumps({"source": {"type": plugin, "config": {}}})
+        recipe = json.dumps({"source": {"type": plugin, "config": config}})
         value = {
             "task": "RUN_INGEST",
-            "args": {"recipe": recipe, "version": "bundled", **args},
+            "args": {"recipe": recipe, "version": "bundled", "extra_env_vars": extra_env_vars},
             "executorId": executor_id,
             "source": {"type": "MANUAL_INGESTION_SOURCE"},
             "requestedAt": 0,
@@ -228,6 +240,34 @@ class Site:
         """Press *Cancel* in DataHub; no message is sent."""
         value = {"signal": "KILL", "createdAt": {"time": 0, "actor": "urn:li:corpuser:datahub"}}
         self.datahub.store.apply([Write(REQUEST_URN_PREFIX + exec_id, SIGNAL, value=value)])
+
+    async def press(self, mutation: str, input_type: str, given: object) -> str:
+        """Do what a button of DataHub's page does."""
+        query = f"mutation press($input: {input_type}) {{ {mutation}(input: $input) }}"
+        headers = {"Authorization": "Bearer t"}
+        async with httpx.AsyncClient(base_url=self.datahub.url, trust_env=False, headers=headers) as client:
+            body = {"query": query, "variables": {"input": given}}
+            answer = (await client.post("/api/graphql", json=body)).json()
+        assert "errors" not in answer, answer
+        urn: str = answer["data"][mutation]
+        return urn
+
+    async def receive(self, queue: str | None = None) -> str:
+        """Receive a message and show it again at once; its receipt handle, which LocalStack goes on taking."""
+        url = self._direct(queue or self.queue)
+        answer = await self.sqs.receive_message(QueueUrl=url, VisibilityTimeout=0)
+        [message] = answer["Messages"]
+        handle: str = message["ReceiptHandle"]
+        return handle
+
+    async def show_again(self, handle: str, queue: str | None = None) -> None:
+        """Make a message that somebody has visible to all."""
+        url = self._direct(queue or self.queue)
+        await self.sqs.change_message_visibility(QueueUrl=url, ReceiptHandle=handle, VisibilityTimeout=0)
+
+    async def take_away(self, handle: str) -> None:
+        """Make every receipt handle of a message stale, as its going to somebody else does."""
+        await self.sqs.delete_message(QueueUrl=self._direct(self.queue), ReceiptHandle=handle)
 
     def statuses(self, exec_id: str) -> list[str | None]:
         """Every status that was stored of a request, repetitions left out."""
@@ -266,10 +306,34 @@ class Site:
         """Wait until the queue holds so many messages."""
         counts = None
         with anyio.move_on_after(DEADLINE):
-            while (counts := await self.counts(queue)) != (visible, hidden):
+            while True:
+                if (counts := await self.counts(queue)) == (visible, hidden):
+                    return
                 await anyio.sleep(0.02)
-            return
         raise AssertionError(f"the queue holds {counts}, not {(visible, hidden)}:\n{self.tail()}")
+
+    def answers(self, operation: str) -> list[int]:
+        """What DataHub answered to the calls of an operation so far: HTTP statuses, 0 for none at all."""
+        return [call.status for call in self.datahub.calls.of(operation)]
+
+    def run_folders(self) -> list[Path]:
+        """The folders of runs whose process has not ended yet."""
+        runs = self.work_dir / "runs"
+        return list(runs.iterdir()) if runs.exists() else []
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until it holds."""
+        await eventually(lambda: condition() or None, lambda: f"it never came true:\n{self.tail()}")
+
+    async def until_metric(self, service: RunningService, name: str, value: float) -> None:
+        """Wait until a metric has a value."""
+        found = None
+        with anyio.move_on_after(DEADLINE):
+            while True:
+                if (found := await service.metric(name)) == value:
+                    return
+                await anyio.sleep(0.01)
+        raise AssertionError(f"{name} is {found}, not {value}:\n{self.tail()}")
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:
         """What the services logged, all or the events of one name."""
@@ -303,7 +367,7 @@ async def open_site(localstack: LocalStack, datahub: DataHubStandIn, folder: Pat
     """A site of a test's own. The environment must let botocore find LocalStack's keys and region."""
     queue = await localstack.make_queue(visibility=60, redrive=20)
     work_dir = folder / "work"
-    work_dir.mkdir()
+    work_dir.mkdir(parents=True)
     clis = FakeClis(folder)
     env = {
         "PATH": os.environ.get("PATH", os.defpath),

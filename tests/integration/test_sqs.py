@@ -371,11 +371,10 @@ async def test_a_url_is_its_own_endpoint(localstack: LocalStack) -> None:
 
 async def refusal(queue: AbstractAsyncContextManager[SqsQueue]) -> QueueError:
     """What a receive is answered."""
-    with pytest.raises(QueueError) as caught:
-        async with queue as opened_queue:
+    async with queue as opened_queue:
+        with pytest.raises(QueueError) as caught:
             await opened_queue.receive(1)
-    error = caught.value
-    return error
+    return caught.value
 
 
 async def test_a_queue_that_is_gone_is_named(localstack: LocalStack) -> None:
@@ -424,20 +423,23 @@ async def test_without_credentials_the_ways_to_give_some_are_named(
 async def answering(status: int, body: object, **headers: str) -> AsyncIterator[str]:
     """The URL of a queue whose server answers everything with this; with None, it does not answer."""
 
+    over = anyio.Event()
+
     async def answer(_: web.Request) -> web.Response:
         if body is None:
-            await anyio.sleep_forever()
+            await over.wait()
         return web.json_response(body, status=status, headers=headers)
 
     app = web.Application()
     app.router.add_post("/{path:.*}", answer)
-    runner = web.AppRunner(app, shutdown_timeout=0)
+    runner = web.AppRunner(app)
     await runner.setup()
     try:
         port = free_port()
         await web.TCPSite(runner, "127.0.0.1", port).start()
         yield f"http://127.0.0.1:{port}/123456789012/q"
     finally:
+        over.set()
         await runner.cleanup()
 
 

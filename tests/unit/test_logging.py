@@ -1,11 +1,12 @@
 """The service's own log, as whoever reads its stream finds it."""
 
+import errno
 import json
 import logging
 import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from io import StringIO, TextIOWrapper
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +142,19 @@ def test_no_text_can_break_the_log(encoding: str, tmp_path: Path) -> None:
 
 def on_terminal(say: Callable[[], object]) -> str:
     """What somebody at a terminal sees."""
-    ours, theirs = os.openpty()
-    with open(ours, "rb", buffering=0) as screen, open(theirs, "w") as stream:  # noqa: PTH123 - descriptors
-        assert isinstance(stream, TextIOWrapper)
+    screen, terminal = os.openpty()
+    with open(terminal, "w") as stream:  # noqa: PTH123 - a descriptor
         configure_logging(mask, stream)
         say()
-        return screen.read(65536).decode()
+    seen = b""
+    try:
+        while chunk := os.read(screen, 65536):
+            seen += chunk
+    except OSError as error:
+        assert error.errno == errno.EIO  # how a terminal says that its other side was closed
+    finally:
+        os.close(screen)
+    return seen.decode()
 
 
 def test_people_get_coloured_text() -> None:
