@@ -1,6 +1,5 @@
 """The service's own log, as whoever reads its stream finds it."""
 
-import errno
 import json
 import logging
 import os
@@ -140,20 +139,22 @@ def test_no_text_can_break_the_log(encoding: str, tmp_path: Path) -> None:
     assert (event["half"], event["name"], event["line"]) == ("\ud83d", "café", "a\u2028b")
 
 
+def _until_closed(screen: int) -> Iterator[bytes]:
+    while True:
+        try:
+            yield os.read(screen, 65536)
+        except OSError:  # how a terminal says that its other side was closed
+            return
+
+
 def on_terminal(say: Callable[[], object]) -> str:
     """What somebody at a terminal sees."""
     screen, terminal = os.openpty()
     with open(terminal, "w") as stream:  # noqa: PTH123 - a descriptor
         configure_logging(mask, stream)
         say()
-    seen = b""
-    try:
-        while chunk := os.read(screen, 65536):
-            seen += chunk
-    except OSError as error:
-        assert error.errno == errno.EIO  # how a terminal says that its other side was closed
-    finally:
-        os.close(screen)
+    seen = b"".join(_until_closed(screen))
+    os.close(screen)
     return seen.decode()
 
 
