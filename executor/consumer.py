@@ -23,6 +23,7 @@ from executor.run import ActiveRuns, Run, StopReason
 
 DUPLICATE_DELAY = 60.0  # seconds until a second message for a run that is under way is offered again
 SIGNAL_DELAY = 5.0  # seconds until a kill that could not be passed on is tried again
+RECEIVERS = 2  # while one waits for messages, slots that become free must not wait for its return
 REMEMBERED_MESSAGES = 10_000  # ids of messages that were complained of, so that each is said once
 
 log = structlog.get_logger()
@@ -48,27 +49,33 @@ class Consumer:
 
     async def serve(self, runs: TaskGroup) -> None:
         """Receive until told to stop; runs are started in `runs`, where they outlive this."""
-        backoff = Backoff()
         with self._intake:
-            while True:
-                await checkpoint()  # the receive is shielded, and room need not be waited for
-                room = await self.pool.room()
-                try:
-                    deliveries = await self._receive(room)
-                except QueueError as error:
-                    self.metrics.queue_failures.inc()
-                    self.reachability.failed(str(error))
-                    await backoff.wait()
-                    continue
-                self.reachability.answered()
-                backoff.reset()
-                for delivery in deliveries:
-                    self._dispatch(delivery, runs)
+            async with anyio.create_task_group() as receivers:
+                for _ in range(RECEIVERS):
+                    receivers.start_soon(self._receive_on, runs)
         self.ended.set()
 
     def stop(self) -> None:
         """Start nothing more."""
         self._intake.cancel()
+
+    async def _receive_on(self, runs: TaskGroup) -> None:
+        backoff = Backoff()
+        while True:
+            await checkpoint()  # the receive is shielded, and room need not be waited for
+            room = await self.pool.room()
+            try:
+                with self.pool.asking(room):
+                    deliveries = await self._receive(room)
+            except QueueError as error:
+                self.metrics.queue_failures.inc()
+                self.reachability.failed(str(error))
+                await backoff.wait()
+                continue
+            self.reachability.answered()
+            backoff.reset()
+            for delivery in deliveries:
+                self._dispatch(delivery, runs)
 
     async def _receive(self, room: int) -> list[Delivery]:
         # A receive under way is seen to its end: what SQS hands to a caller who has left stays hidden from

@@ -2,6 +2,8 @@
 
 import math
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 import anyio
@@ -20,6 +22,7 @@ class Pool:
     def __init__(self, max_workers: int) -> None:
         self._share = _WHOLE // max_workers
         self._free = _WHOLE
+        self._asked = 0
         self._waiting: deque[Ticket] = deque()
         self._changed = anyio.Event()
         self.max_workers = max_workers
@@ -38,10 +41,20 @@ class Pool:
         return ticket
 
     async def room(self) -> int:
-        """How many runs of the default weight could start now; waits until there is room for one."""
-        while self._waiting or self._free < self._share:
+        """How many runs of the default weight could start, beyond those asked for; waits for room for one."""
+        while self._waiting or self._free // self._share <= self._asked:
             await self._changed.wait()
-        return self._free // self._share
+        return self._free // self._share - self._asked
+
+    @contextmanager
+    def asking(self, count: int) -> Iterator[None]:
+        """Meanwhile so many runs are asked for: `room` leaves them out. Tickets need not care."""
+        self._asked += count
+        try:
+            yield
+        finally:
+            self._asked -= count
+            self._announce()
 
     def _units(self, weight: float | None) -> int:
         if weight is None:

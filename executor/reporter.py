@@ -17,7 +17,7 @@ from executor.datahub.errors import (
 from executor.datahub.state import ABSENT_VERSION, RunState, StateWrite, StoredState
 
 SHORTEST_INTERVAL = 2.0  # seconds between two progress writes of a run
-BYTES_PER_MINUTE = 1024 * 1024  # of progress, a run: a write of n bytes buys a silence of n/1 MiB minutes
+BYTES_PER_MINUTE = 1024 * 1024  # of progress, a run: what is sent within any minute stays below it
 
 OWNER = "executorRun"  # system metadata property: which claim wrote this
 ATTEMPT = "executorAttempt"  # system metadata property: which attempt that was
@@ -95,7 +95,7 @@ class Reporter:
         """What became of the write that `begin` made; sets the time of the next one by its size."""
         self._note(error)
         size = len(json.dumps(json.dumps(write.state.report)))  # as it went: JSON text inside JSON
-        self._quiet_until = now + max(SHORTEST_INTERVAL, 60 * size / BYTES_PER_MINUTE)
+        self._quiet_until = now + max(SHORTEST_INTERVAL, _silence(size))
         self._lock.release()
 
     async def recover(self) -> None:
@@ -130,3 +130,8 @@ class Reporter:
             self._written = True
             if self._version is not None:
                 self._version = 1 if self._version == ABSENT_VERSION else self._version + 1
+
+
+def _silence(size: int) -> float:
+    """Seconds after a write of `size` bytes: any minute's writes, the first and the last whole, fit the bound."""
+    return 60 * size / max(BYTES_PER_MINUTE - size, BYTES_PER_MINUTE / 4)

@@ -153,8 +153,9 @@ class Ingestion:
             raise IngestError(f"the run's process {error}") from error
         finally:
             output.finish()
-            with anyio.CancelScope(shield=True):
-                await to_thread.run_sync(folder.clear, self._settings.work_dir)
+            if not folder.clear_if_clean():
+                with anyio.CancelScope(shield=True):
+                    await to_thread.run_sync(folder.clear, self._settings.work_dir)
 
     def _command(self, prepared: Prepared, folder: "_RunFolder") -> Command:
         request, settings = prepared.request, self._settings
@@ -230,17 +231,24 @@ class _RunFolder:
             return None
         return data
 
+    def clear_if_clean(self) -> bool:
+        """Remove it if the run left nothing, which takes no time; False if there is more to do."""
+        try:
+            self.report.unlink(missing_ok=True)
+            self.scratch.rmdir()
+            self.path.rmdir()
+            self.artifacts.rmdir()
+        except OSError:
+            return False
+        return True
+
     def clear(self, work_dir: Path) -> None:
+        """Remove it, except for artifacts, of which the old ones go."""
         shutil.rmtree(self.path, ignore_errors=True)
-        _remove_if_empty(self.artifacts)
-        _prune((work_dir / "artifacts").iterdir())
-
-
-def _remove_if_empty(folder: Path) -> None:
-    try:
-        folder.rmdir()
-    except OSError:
-        return  # the source left something
+        try:
+            self.artifacts.rmdir()
+        except OSError:  # the source left something there
+            _prune((work_dir / "artifacts").iterdir())
 
 
 def _prune(folders: Iterable[Path]) -> None:

@@ -40,8 +40,9 @@ def members_of(session: int, mark: int) -> Iterator[Member]:
     for entry in os.listdir("/proc"):  # noqa: PTH208 - numbers only, no Path objects in a hot loop
         if not entry.isdigit():
             continue
-        member = _look_at(int(entry))
-        if member and (member.session == session or _mark_of(member.pid) == mark):
+        pid = int(entry)
+        # Two system calls for a stranger; only a member's file is read.
+        if (_session_of(pid) == session or _mark_of(pid) == mark) and (member := _look_at(pid)):
             yield member
 
 
@@ -70,6 +71,13 @@ def _look_at(pid: int) -> Member | None:
     except OSError:  # it ended meanwhile
         return None
     return Member(pid, fields[0].decode(), *map(int, fields[1:4]))
+
+
+def _session_of(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except (ProcessLookupError, PermissionError):
+        return None
 
 
 def _mark_of(pid: int) -> int | None:

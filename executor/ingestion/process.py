@@ -145,9 +145,10 @@ class ProcessTree:
 
     async def end(self, grace: float = TERMINATION_GRACE) -> int:
         """End the whole tree: SIGTERM, after `grace` seconds SIGKILL. Returns how many processes it had."""
-        members = self.members()
-        count = len(members)
+        count = 0
         if grace > 0:
+            members = self.members()
+            count = len(members)
             self._send(signal.SIGTERM, members)
             self._send(signal.SIGCONT, members)  # a stopped process could not obey
             with anyio.move_on_after(grace):
@@ -156,6 +157,7 @@ class ProcessTree:
                     await anyio.sleep(MEMBER_POLL)
         for _ in range(KILL_ROUNDS):
             members = self.members()
+            count = max(count, len(members))
             self._send(signal.SIGKILL, members)
             if not members:
                 break

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import signal
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -129,12 +128,6 @@ class RunningService:
         async with httpx.AsyncClient(trust_env=False) as client:
             text = (await client.get(f"http://127.0.0.1:{self.metrics_port}/metrics")).text
         return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"{name} "))
-
-    async def end(self) -> None:
-        """Have it stopped, as by an orchestrator; there must be no second service beside it."""
-        os.kill(os.getpid(), signal.SIGTERM)
-        with anyio.fail_after(DEADLINE):
-            await self.stopped.wait()
 
 
 @dataclass
@@ -312,6 +305,25 @@ class Site:
                 await anyio.sleep(0.02)
         raise AssertionError(f"the queue holds {counts}, not {(visible, hidden)}:\n{self.tail()}")
 
+    def shown(self, exec_id: str, text: str) -> bool:
+        """Whether the report in DataHub holds a text by now."""
+        history = self.datahub.store.history(exec_id)
+        return bool(history) and text in history[-1].value.get("report", "")
+
+    async def offered(self, wait: int) -> list[str]:
+        """The messages that the queue offers to another consumer within so many seconds."""
+        answer = await self.sqs.receive_message(QueueUrl=self._direct(self.queue), WaitTimeSeconds=wait)
+        return [message["Body"] for message in answer.get("Messages", ())]
+
+    @staticmethod
+    def alive(pid: int) -> bool:
+        """Whether a process can still do something."""
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return state not in "ZX"
+
     def answers(self, operation: str) -> list[int]:
         """What DataHub answered to the calls of an operation so far: HTTP statuses, 0 for none at all."""
         return [call.status for call in self.datahub.calls.of(operation)]
@@ -324,6 +336,13 @@ class Site:
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until it holds."""
         await eventually(lambda: condition() or None, lambda: f"it never came true:\n{self.tail()}")
+
+    async def stopped(self, service: RunningService) -> None:
+        """Wait until a service that was signalled has stopped."""
+        with anyio.move_on_after(DEADLINE):
+            await service.stopped.wait()
+            return
+        raise AssertionError(f"the service did not stop:\n{self.tail()}")
 
     async def until_metric(self, service: RunningService, name: str, value: float) -> None:
         """Wait until a metric has a value."""

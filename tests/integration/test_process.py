@@ -31,7 +31,7 @@ def stay(first="pass"):
     code = f"import os, signal, time; {first}; os.write({ready}, b'.'); time.sleep(600)"
     os.execve(sys.executable, [sys.executable, "-ISc", code, sys.argv[1]], {})
 def say(*words):
-    print(*words, flush=True)
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # also from within a signal's handler
 def on_term(words, code=None):
     def told(*_):
         say(words)

@@ -76,9 +76,10 @@ async def test_a_reference_takes_the_weight_that_its_request_asks_for(site: Site
 
 
 async def test_execute_and_cancel_on_the_page_reach_the_run(
-    localstack: LocalStack, tmp_path: Path, site: Site
+    localstack: LocalStack, tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole way of the page: a source, *Execute*, the change event, the run; then *Cancel*."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", localstack.endpoint)
     async with (
         queue_sender(site.queue) as sender,
         stand_in(token="t", sender=sender) as page,

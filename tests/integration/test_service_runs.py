@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from pathlib import Path
 
 import pytest
 
@@ -180,7 +179,7 @@ print("gone", flush=True)
         await site.submit("r1")
         ended = await site.settled("r1")
         [pid] = site.clis.notes("pid")
-        assert not alive(pid)
+        assert not site.alive(pid)
     assert ended.status == "SUCCESS"
     assert ended.value["report"].endswith("gone\n")
 
@@ -196,7 +195,7 @@ time.sleep(600)
     async with site.service(DATAHUB_EXECUTOR_TASK_TIMEOUT="0.5"):
         await site.submit("r1")
         ended = await site.settled("r1")
-        assert not any(alive(pid) for pid in site.clis.notes("pid"))
+        assert not any(site.alive(pid) for pid in site.clis.notes("pid"))
     assert ended.status == "FAILURE"
     first = ended.value["report"].splitlines()[0]
     assert "ended after 0.5 s" in first
@@ -223,7 +222,7 @@ while True:
         await site.until(lambda: "ignoring" in site.datahub.store.history("r1")[-1].value["report"])
         site.kill("r1")
         ended = await site.settled("r1")
-        assert not any(alive(pid) for pid in site.clis.notes("pid"))
+        assert not any(site.alive(pid) for pid in site.clis.notes("pid"))
     assert ended.status == "CANCELLED"
     assert ended.value["report"].startswith("The run was cancelled on request.")
     assert "not yet" in ended.value["report"]
@@ -286,12 +285,3 @@ async def test_no_more_is_received_than_can_start(site: Site) -> None:
         site.clis.let("go")
         for number in range(5):
             await site.settled(f"r{number}")
-
-
-def alive(pid: int) -> bool:
-    """Whether the process can still do something."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"

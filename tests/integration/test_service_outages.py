@@ -1,0 +1,113 @@
+"""DataHub or the queue away for a while: nothing is lost, nothing runs twice, and it is said once."""
+
+from urllib.parse import urlsplit
+
+import anyio
+import pytest
+
+from executor.local.faults import Fault
+from tests.integration.service import PATIENT, QUICK, Site
+from tests.servers import LocalStack
+from tests.servers.proxy import tcp_proxy
+
+LOGIN_PAGE = "<html><h2>HTTP ERROR 401 Unauthorized to perform this action.</h2></html>"
+
+
+async def test_a_request_that_arrives_while_datahub_is_away_waits_for_it(site: Site) -> None:
+    site.fake_cli("fake", QUICK)
+    async with site.service():
+        await site.datahub.faults.down()
+        await site.submit("r1")
+        await site.event("request_received")
+        await site.event("server_unavailable", lambda event: event["server"] == "datahub")
+        assert await site.counts() == (0, 1)
+        assert site.clis.notes("started") == []
+        await site.datahub.faults.up()
+        assert (await site.settled("r1")).status == "SUCCESS"
+        await site.event("server_back", lambda event: event["server"] == "datahub")
+    assert len(site.clis.notes("started")) == 1
+    assert len([event for event in site.events("server_unavailable") if event["server"] == "datahub"]) == 1
+
+
+@pytest.mark.parametrize("code", [401, 403, 500, 503, 429])
+async def test_error_pages_keep_a_request_waiting_not_running(site: Site, code: int) -> None:
+    site.fake_cli("fake", QUICK)
+    async with site.service():
+        site.datahub.faults.add("*", Fault.status(code, LOGIN_PAGE))
+        await site.submit("r1")
+        await site.until(lambda: site.answers("executionRequest").count(code) >= 2)
+        assert await site.counts() == (0, 1)
+        assert site.clis.notes("started") == []
+        site.datahub.faults.clear()
+        assert (await site.settled("r1")).status == "SUCCESS"
+    assert "HTTP ERROR" not in site.log.getvalue()
+
+
+@pytest.mark.parametrize("outage", ["refused", "401", "cut"])
+async def test_the_end_of_a_run_is_stored_when_datahub_is_back(site: Site, outage: str) -> None:
+    site.fake_cli("fake", PATIENT)
+    faults = site.datahub.faults
+    async with site.service():
+        await site.submit("r1")
+        await site.clis.noted("started")
+        match outage:
+            case "refused":
+                await faults.down()
+            case "401":
+                faults.add("*", Fault.status(401, LOGIN_PAGE))
+            case _:
+                faults.add("*", Fault.cut_before_write())
+        site.clis.let("go")
+        await site.clis.noted("ended")
+        await site.event("server_unavailable", lambda event: event["server"] == "datahub")
+        await site.until(lambda: not site.run_folders())
+        assert await site.counts() == (0, 1)
+        faults.clear()
+        await faults.up()
+        assert (await site.settled("r1")).status == "SUCCESS"
+        await site.until_counts(0, 0)
+    assert len(site.clis.notes("started")) == 1
+    assert site.statuses("r1") == ["RUNNING", "SUCCESS"]
+
+
+async def test_a_queue_that_is_away_for_a_moment_disturbs_no_run(site: Site, localstack: LocalStack) -> None:
+    site.fake_cli("fake", PATIENT)
+    port = urlsplit(localstack.endpoint).port
+    assert port
+    async with tcp_proxy(port) as proxy:
+        way = site.queue.replace(f":{port}/", f":{proxy.port}/")
+        settings = {"DATAHUB_EXECUTOR_QUEUE": way, "DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT": "10"}
+        async with site.service(**settings) as service:
+            await site.submit("r1")
+            await site.clis.noted("started")
+            await proxy.cut()
+            await site.event("server_unavailable", lambda event: event["server"] == "queue")
+            site.clis.let("go")
+            assert (await site.ended("r1")).status == "SUCCESS"
+            await site.until_metric(service, "datahub_executor_slots_active", 0)
+            assert await site.counts() == (0, 1), "it ended, and its message could not be deleted"
+            await proxy.restore()
+            await site.event("server_back", lambda event: event["server"] == "queue")
+            await site.submit("r2")
+            assert (await site.settled("r2")).status == "SUCCESS"
+            await site.until_counts(0, 0)
+    assert [exec_id for exec_id, _ in site.clis.notes("started")] == ["r1", "r2"]
+    assert len([event for event in site.events("server_unavailable") if event["server"] == "queue"]) == 1
+
+
+async def test_a_service_starts_before_its_queue_can_be_reached(site: Site, localstack: LocalStack) -> None:
+    site.fake_cli("fake", QUICK)
+    port = urlsplit(localstack.endpoint).port
+    assert port
+    async with tcp_proxy(port) as proxy, anyio.create_task_group() as tasks:
+        await proxy.cut()
+        way = site.queue.replace(f":{port}/", f":{proxy.port}/")
+
+        async def restore() -> None:
+            await site.event("server_unavailable", lambda event: event["server"] == "queue")
+            await proxy.restore()
+
+        tasks.start_soon(restore)
+        await site.submit("r1")
+        async with site.service(DATAHUB_EXECUTOR_QUEUE=way):
+            assert (await site.settled("r1")).status == "SUCCESS"

@@ -1,0 +1,130 @@
+"""SIGTERM: runs are let go on, then given back to others, and nothing is left behind."""
+
+import os
+import signal
+
+from tests.integration.service import PATIENT, QUICK, Site
+
+# A receive under way is seen to its end: a quarter of the visibility time-out.
+SHORT_POLLS = {"DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT": "10"}
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def test_a_stopping_service_lets_its_runs_end(site: Site) -> None:
+    site.fake_cli("fake", PATIENT)
+    async with site.service(**SHORT_POLLS) as service:
+        await site.submit("r1")
+        await site.clis.noted("started")
+        terminate()
+        await site.event("draining")
+        site.clis.let("go")
+        await site.stopped(service)
+    assert site.statuses("r1") == ["RUNNING", "SUCCESS"]
+    assert await site.counts() == (0, 0)
+
+
+async def test_a_stopping_service_starts_nothing_more(site: Site) -> None:
+    site.fake_cli("fake", PATIENT)
+    async with site.service(**SHORT_POLLS) as service:
+        await site.submit("r1")
+        await site.clis.noted("started")
+        terminate()
+        await site.event("draining")
+        await site.submit("r2")
+        site.clis.let("go")
+        await site.stopped(service)
+    assert site.statuses("r2") == []
+    assert await site.counts() == (1, 0)
+
+
+async def test_after_the_drain_time_out_another_service_starts_the_run_again_at_once(site: Site) -> None:
+    site.fake_cli("fake", PATIENT)
+    async with site.service(**SHORT_POLLS, DATAHUB_EXECUTOR_DRAIN_TIMEOUT="0.2") as service:
+        await site.submit("r1")
+        await site.clis.noted("started")
+        terminate()
+        await site.stopped(service)
+    assert site.statuses("r1") == ["RUNNING", "UP_FOR_RETRY"]
+    assert site.datahub.store.history("r1")[-1].value["report"].startswith("This executor is stopping")
+    assert await site.counts() == (1, 0), "its message can be received at once"
+    async with site.service(**SHORT_POLLS):
+        await site.clis.noted("started", 2)
+        site.clis.let("go")
+        ended = await site.settled("r1")
+        await site.until_counts(0, 0)
+    assert ended.status == "SUCCESS"
+    assert "Attempt:   2" in ended.value["report"]
+    assert len(site.clis.notes("ended")) == 1, "the first one was ended before"
+
+
+async def test_a_second_signal_hurries(site: Site) -> None:
+    site.fake_cli("fake", PATIENT)
+    async with site.service(**SHORT_POLLS, DATAHUB_EXECUTOR_DRAIN_TIMEOUT="600") as service:
+        await site.submit("r1")
+        await site.clis.noted("started")
+        terminate()
+        await site.event("draining")
+        terminate()
+        await site.stopped(service)
+    assert site.statuses("r1") == ["RUNNING", "UP_FOR_RETRY"]
+    assert await site.counts() == (1, 0)
+
+
+async def test_requests_that_wait_for_a_slot_are_given_back_untouched(site: Site) -> None:
+    site.fake_cli("fake", PATIENT)
+    async with site.service(**SHORT_POLLS) as service:
+        await site.submit("light")
+        await site.clis.noted("started")
+        await site.submit("heavy", extra_env_vars='{"EXECUTOR_TASK_WEIGHT": "1.0"}')
+        await site.event("request_received", lambda event: event["exec_id"] == "heavy")
+        terminate()
+        await site.event("run_settled", lambda event: event["exec_id"] == "heavy")
+        await site.until_counts(1, 1)
+        site.clis.let("go")
+        await site.stopped(service)
+    assert site.statuses("light") == ["RUNNING", "SUCCESS"]
+    assert site.statuses("heavy") == []
+    assert await site.counts() == (1, 0)
+
+
+async def test_a_run_can_still_be_cancelled_while_the_service_drains(site: Site) -> None:
+    site.fake_cli("fake", PATIENT)
+    async with site.service(**SHORT_POLLS) as service:
+        await site.submit("r1")
+        await site.clis.noted("started")
+        terminate()
+        await site.event("draining")
+        site.kill("r1")
+        await site.stopped(service)
+    assert site.statuses("r1") == ["RUNNING", "CANCELLED"]
+    assert await site.counts() == (0, 0)
+
+
+async def test_an_idle_service_stops_at_once(site: Site) -> None:
+    site.fake_cli("fake", QUICK)
+    async with site.service(**SHORT_POLLS) as service:
+        await site.event("server_reached", lambda event: event["server"] == "queue")
+        terminate()
+        await site.stopped(service)
+    assert site.events("stopped")
+
+
+async def test_without_datahub_the_service_stops_all_the_same(site: Site) -> None:
+    """`UP_FOR_RETRY` can't be stored then: the message is given back, the next claim counts the attempt."""
+    site.fake_cli("fake", PATIENT)
+    async with site.service(**SHORT_POLLS, DATAHUB_EXECUTOR_DRAIN_TIMEOUT="0") as service:
+        await site.submit("r1")
+        await site.clis.noted("started")
+        await site.datahub.faults.down()
+        terminate()
+        await site.stopped(service)
+        await site.datahub.faults.up()
+    assert site.statuses("r1") == ["RUNNING"]
+    assert await site.counts() == (1, 0)
+    async with site.service(**SHORT_POLLS):
+        await site.clis.noted("started", 2)
+        site.clis.let("go")
+        assert "Attempt:   2" in (await site.settled("r1")).value["report"]
