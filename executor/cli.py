@@ -4,8 +4,9 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
+
+from executor import __version__
 
 CONFIGURATION_FAULT = 2  # exit code
 INTERRUPTED = 130  # exit code, as after SIGINT
@@ -28,9 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="datahub-executor", description="Runs DataHub ingestion inside a private network."
     )
-    parser.add_argument(
-        "--version", action="version", version=f"%(prog)s {version('datahub-remote-executor')}"
-    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     run = verbs.add_parser("run", help="consume the queue until told to stop")
@@ -70,11 +69,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(_: argparse.Namespace) -> int:
+    # structlog and httpx import these where they are to be had, for coloured tracebacks and a command of their
+    # own: 5 MB that a service does not need.
+    for name in ("rich", "click"):
+        sys.modules[name] = None  # type: ignore[assignment]
     from executor.service import StartError, run_service
     from executor.settings import SettingsError, load_settings
 
     try:
-        run_service(load_settings(os.environ), os.environ)
+        run_service(load_settings(os.environ), dict(os.environ))
     except (SettingsError, StartError) as error:
         print(error, file=sys.stderr)
         return CONFIGURATION_FAULT

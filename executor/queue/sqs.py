@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 import aiohttp
 import anyio
 from aiobotocore.config import AioConfig
-from aiobotocore.session import get_session
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -22,6 +21,7 @@ from botocore.exceptions import (
 
 from executor.queue.batcher import BATCH_LIMIT, Batcher
 from executor.queue.delivery import Delivery, LeaseLostError, QueueDeniedError, QueueError
+from executor.queue.endpoints import slim_session
 from executor.queue.name import QueueName
 
 LONG_POLL_LIMIT = 20  # seconds (contract, section 6)
@@ -245,7 +245,7 @@ async def open_queue(
     async with AsyncExitStack() as stack:
         with _errors_in_words(str(name)):
             client = await stack.enter_async_context(
-                get_session().create_client(
+                slim_session().create_client(
                     "sqs", region_name=region, endpoint_url=_endpoint(name, env), config=config
                 )
             )

@@ -154,9 +154,11 @@ class Site:
 
         async def serve() -> None:
             masker = Masker(sensitive_values(env))
-            with self.maskers.add(masker):
-                await Service(load_settings(env), env, self.maskers).run()
-            running.stopped.set()
+            try:
+                with self.maskers.add(masker):
+                    await Service(load_settings(env), env, self.maskers).run()
+            finally:
+                running.stopped.set()
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(serve)
@@ -165,9 +167,11 @@ class Site:
                 yield running
             finally:
                 tasks.cancel_scope.cancel()
-                if not running.stopped.is_set():
-                    with anyio.CancelScope(shield=True):  # a receive under way is seen to its end
+                with anyio.CancelScope(shield=True):
+                    while not running.stopped.is_set():  # receives under way are seen to their end
                         await self.send("the last one", queue=env["DATAHUB_EXECUTOR_QUEUE"])
+                        with anyio.move_on_after(0.1):
+                            await running.stopped.wait()
 
     def fake_cli(self, plugin: str, script: str, *, raw: bool = False) -> None:
         """See `FakeClis.make`."""
