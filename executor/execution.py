@@ -6,6 +6,7 @@ from enum import Enum, auto
 from typing import TypeVar
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from executor.backoff import Backoff
 from executor.datahub.client import DataHub
@@ -74,6 +75,7 @@ class Executor:
             with run.work:
                 async with ticket:
                     verdict = await self._work(run, ticket)
+            await checkpoint()  # the slot is free: let the next message be asked for first
             await self._settle(run, verdict or self._stopped(run))
         finally:
             self.active.remove(run)

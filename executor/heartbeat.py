@@ -131,6 +131,8 @@ class Heartbeat:
         for (run, _), error in zip(due, outcomes, strict=True):
             if isinstance(error, ImmutableStateError):
                 run.stop(StopReason.ENDED_ELSEWHERE)
+            elif error is not None:
+                run.journal.not_shown()
 
     def _under_way(self) -> Iterator[Run]:
         return (run for run in self.active if run.phase in {Phase.PREPARING, Phase.RUNNING})

@@ -57,6 +57,10 @@ class Journal:
         self._shown = self.output.version
         return self._state(Status.RUNNING, None, self.output.snapshot(LIVE_LOG_BYTES))
 
+    def not_shown(self) -> None:
+        """The last `progress` did not arrive, or nobody knows."""
+        self._shown = -1
+
     def end(self, status: Status, words: str, structured_report: bytes | None = None) -> RunState:
         """The state at its end; `words` are what the report begins with."""
         if self._seconds is None:

@@ -122,7 +122,7 @@ async def open_transport(base_url: str, token: str | None, observe: Observer) ->
         headers=headers,
         verify=verify,
         timeout=httpx.Timeout(ANSWER_TIMEOUT, connect=CONNECT_TIMEOUT),
-        limits=httpx.Limits(max_connections=32, max_keepalive_connections=8, keepalive_expiry=30),
+        limits=httpx.Limits(max_connections=16, max_keepalive_connections=4, keepalive_expiry=30),
     ) as client:
         yield Transport(client, observe)
 

@@ -181,7 +181,7 @@ class Site:
         """Put a message on the queue; its id. What is no text is sent as JSON."""
         text = body if isinstance(body, str) else json.dumps(body)
         url = self._direct(queue or self.queue)
-        group = {"MessageGroupId": "g", "MessageDeduplicationId": str(uuid.uuid4())}
+        group = {"MessageGroupId": str(uuid.uuid4()), "MessageDeduplicationId": str(uuid.uuid4())}
         sent = await self.sqs.send_message(
             QueueUrl=url, MessageBody=text, **(group if url.endswith(".fifo") else {})
         )

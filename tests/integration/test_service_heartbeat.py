@@ -177,15 +177,16 @@ async def test_a_claim_whose_answer_is_lost_is_made_once_more(site: Site, fault:
     assert len(site.clis.notes("started")) == 1
 
 
-async def test_progress_whose_answer_is_lost_does_not_disturb_the_run(site: Site) -> None:
+@pytest.mark.parametrize("fault", [Fault.cut_after_write(), Fault.cut_before_write()], ids=lambda f: f.kind)
+async def test_progress_whose_answer_is_lost_is_written_again(site: Site, fault: Fault) -> None:
     site.fake_cli("fake", TALKATIVE)
     async with site.service():
         await site.submit("r1")
         await site.until(lambda: site.shown("r1", "first line"))
-        site.datahub.faults.add("patchEntity", Fault.cut_before_write(), times=1)
+        site.datahub.faults.add("patchEntity", fault, times=1)
         site.clis.let("more")
+        await site.until(lambda: 0 in site.answers("patchEntity"))
         await site.until(lambda: site.shown("r1", "second line"))
-        assert 0 in site.answers("patchEntity")
         site.clis.let("go")
         await site.settled("r1")
     assert site.statuses("r1") == ["RUNNING", "SUCCESS"]
