@@ -17,12 +17,14 @@ from executor.messages import ExecutionRequest, MalformedMessage, Reference, Sig
 from executor.operations.metrics import Metrics
 from executor.operations.reachability import Reachability
 from executor.pool import Pool
+from executor.queue.batcher import BATCH_LIMIT
 from executor.queue.delivery import Delivery, LeaseLostError, QueueError
 from executor.queue.sqs import SqsQueue
 from executor.run import ActiveRuns, Run, StopReason
 
 DUPLICATE_DELAY = 60.0  # seconds until a second message for a run that is under way is offered again
 SIGNAL_DELAY = 5.0  # seconds until a kill that could not be passed on is tried again
+LAST_RELEASE_TIMEOUT = 5.0  # seconds to give back what came while the service was stopping
 RECEIVERS = 2  # while one waits for messages, slots that become free must not wait for its return
 REMEMBERED_MESSAGES = 10_000  # ids of messages that were complained of, so that each is said once
 
@@ -63,7 +65,7 @@ class Consumer:
         backoff = Backoff()
         while True:
             await checkpoint()  # the receive is shielded, and room need not be waited for
-            room = await self.pool.room()
+            room = min(BATCH_LIMIT, await self.pool.room())
             try:
                 with self.pool.asking(room):
                     deliveries = await self._receive(room)
@@ -81,10 +83,12 @@ class Consumer:
         # A receive under way is seen to its end: what SQS hands to a caller who has left stays hidden from
         # everybody for a whole visibility time-out, and that may be a run which this service gives back.
         with anyio.CancelScope(shield=True):
-            deliveries = await self.queue.receive(room)
+            # After an outage, learn at once that the queue is back: an idle one would take a whole long poll.
+            deliveries = await self.queue.receive(room, wait=self.reachability.reached is not False)
             if self._intake.cancel_called:
-                for delivery in deliveries:
-                    await self._release(delivery, 0)
+                with anyio.move_on_after(LAST_RELEASE_TIMEOUT):
+                    for delivery in deliveries:
+                        await self._release(delivery, 0)
                 return []
         return deliveries
 

@@ -27,7 +27,7 @@ from executor.reporter import ATTEMPT, SupersededError
 from executor.requests import ExecutionRequest, MalformedMessage, request_from_input
 from executor.run import ActiveRuns, Phase, Run, StopReason
 
-CLAIM_PATIENCE = 300.0  # seconds that a request waits for DataHub, its lease held, before it is given back
+CLAIM_PATIENCE = 1800.0  # seconds that a request waits for DataHub, its lease held, before it is given back
 GIVE_BACK_DELAY = 30.0  # seconds until a request that DataHub's absence kept from starting is tried again
 FOREIGN_DELAY = 5.0  # seconds until a message for another executor id is offered again, a receive
 LONGEST_FOREIGN_DELAY = 60.0  # seconds

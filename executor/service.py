@@ -130,6 +130,7 @@ class Service:
         except QueueError as error:
             log.warning("queue_not_described", reason=str(error), permission="sqs:GetQueueAttributes")
             return
+        self._queue_reach.answered()
         if facts.dead_letter_arn is None:
             log.warning(
                 "no_redrive_policy",

@@ -143,18 +143,19 @@ class ProcessTree:
         """The living processes of this tree, also those that left its session or lost their parent."""
         return [member for member in members_of(self.pid, self._mark) if member.alive]
 
-    async def end(self, grace: float = TERMINATION_GRACE) -> int:
-        """End the whole tree: SIGTERM, after `grace` seconds SIGKILL. Returns how many processes it had."""
-        count = 0
-        if grace > 0:
+    async def end(self, grace: Callable[[], float]) -> int:
+        """End the whole tree: SIGTERM, then SIGKILL. Returns how many processes it had.
+
+        `grace` tells how many seconds lie between the two; it is asked again and again, and may get shorter.
+        """
+        count, told_at = 0, anyio.current_time()
+        if grace() > 0:
             members = self.members()
             count = len(members)
             self._send(signal.SIGTERM, members)
             self._send(signal.SIGCONT, members)  # a stopped process could not obey
-            with anyio.move_on_after(grace):
-                await self.exited()
-                while self.members():  # noqa: ASYNC110 - the kernel has no event for "this session is empty"
-                    await anyio.sleep(MEMBER_POLL)
+            while self.members() and anyio.current_time() - told_at < grace():  # noqa: ASYNC110 - see below
+                await anyio.sleep(MEMBER_POLL)  # the kernel has no event for "this session is empty"
         for _ in range(KILL_ROUNDS):
             members = self.members()
             count = max(count, len(members))
@@ -224,10 +225,10 @@ async def run_process(
             try:
                 await tree.exited()
                 with anyio.CancelScope(shield=True):
-                    left_behind = await tree.end(grace=0)
+                    left_behind = await tree.end(lambda: 0)
             except anyio.get_cancelled_exc_class():
                 with anyio.CancelScope(shield=True):
-                    await tree.end(grace())
+                    await tree.end(grace)
                     await tree.exited()
                 raise
             finally:

@@ -69,8 +69,8 @@ class SqsQueue:
         self._deletes: Batcher[Delivery] = Batcher(self._delete_batch)
         self._visibilities: Batcher[tuple[Delivery, int]] = Batcher(self._visibility_batch)
 
-    async def receive(self, limit: int) -> list[Delivery]:
-        """Up to `limit` messages (ten at most a call), waiting for the first one up to 20 s.
+    async def receive(self, limit: int, *, wait: bool = True) -> list[Delivery]:
+        """Up to `limit` messages (ten at most a call), waiting up to 20 s for the first one if told to.
 
         Raises:
             QueueError: the queue could not be asked.
@@ -79,7 +79,7 @@ class SqsQueue:
         answer = await self._call(
             "receive_message",
             MaxNumberOfMessages=min(limit, BATCH_LIMIT),
-            WaitTimeSeconds=self._wait,
+            WaitTimeSeconds=self._wait if wait else 0,
             VisibilityTimeout=self._visibility,
             MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
         )

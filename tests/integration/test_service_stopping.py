@@ -128,3 +128,17 @@ async def test_without_datahub_the_service_stops_all_the_same(site: Site) -> Non
         await site.clis.noted("started", 2)
         site.clis.let("go")
         assert "Attempt:   2" in (await site.settled("r1")).value["report"]
+
+
+async def test_a_second_signal_hurries_a_run_that_ignores_sigterm(site: Site) -> None:
+    ignoring = "signal.signal(signal.SIGTERM, lambda *_: note('asked', 1))\n" + PATIENT
+    site.fake_cli("fake", ignoring)
+    async with site.service(DATAHUB_EXECUTOR_DRAIN_TIMEOUT="0") as service:
+        await site.submit("r1")
+        await site.clis.noted("started")
+        terminate()
+        await site.clis.noted("asked")
+        terminate()
+        await site.stopped(service)
+    assert site.statuses("r1") == ["RUNNING", "UP_FOR_RETRY"]
+    assert await site.counts() == (1, 0)
