@@ -6,7 +6,6 @@ from enum import Enum, auto
 from typing import TypeVar
 
 import anyio
-from anyio.lowlevel import checkpoint
 
 from executor.backoff import Backoff
 from executor.datahub.client import DataHub
@@ -75,7 +74,6 @@ class Executor:
             with run.work:
                 async with ticket:
                     verdict = await self._work(run, ticket)
-            await checkpoint()  # the slot is free: let the next message be asked for first
             await self._settle(run, verdict or self._stopped(run))
         finally:
             self.active.remove(run)
@@ -93,7 +91,7 @@ class Executor:
             verdict = await self._claim(run, ticket)
             if verdict is None:
                 with anyio.move_on_after(self.task_timeout):
-                    return await self._ingest(run, run.request)
+                    return await self._ingest(run, run.request, ticket)
                 verdict = Verdict(Status.FAILURE, self._timed_out())
         except MalformedMessage as error:
             return Verdict(Status.FAILURE, f"The request can't be run: {error.reason}.")
@@ -163,7 +161,7 @@ class Executor:
             run.exec_id, task=found["task"], arguments=found["arguments"], executor_id=found.get("executorId")
         )
 
-    async def _ingest(self, run: Run, request: ExecutionRequest) -> Verdict:
+    async def _ingest(self, run: Run, request: ExecutionRequest, ticket: Ticket) -> Verdict:
         run.advance(Phase.PREPARING)
         journal = run.journal
         try:
@@ -176,7 +174,9 @@ class Executor:
                 journal.cli_version = prepared.cli_version
                 run.advance(Phase.RUNNING)
                 run.log.info("run_started", cli_version=prepared.cli_version)
-                ended = await self.ingestion.run(prepared, journal.output, lambda: run.stop_grace)
+                ended = await self.ingestion.run(
+                    prepared, journal.output, grace=lambda: run.stop_grace, at_exit=ticket.give_back
+                )
         except IngestError as error:
             return Verdict(Status.FAILURE, str(error))
         journal.notes += (ended.usage,)

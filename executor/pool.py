@@ -102,17 +102,24 @@ class Ticket:
         self._pool = pool
         self.units = units
         self.granted = anyio.Event()
+        self._given_back = False
 
     async def __aenter__(self) -> Self:
         try:
             await self.granted.wait()
         except BaseException:
-            self._pool._withdraw(self)  # noqa: SLF001 - the ticket is the pool's other half
+            self.give_back()
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._pool._withdraw(self)  # noqa: SLF001
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Free the slot before the context is left; the place in the queue where there is no slot yet."""
+        if not self._given_back:
+            self._given_back = True
+            self._pool._withdraw(self)  # noqa: SLF001 - the ticket is the pool's other half
 
     async def change(self, weight: float | None) -> None:
         """Take another weight, for a run whose weight was learned late; a heavier one waits first in line.

@@ -128,7 +128,14 @@ class Ingestion:
             raise IngestError(str(error)) from error
         return Prepared(request, recipe, secrets, venv)
 
-    async def run(self, prepared: Prepared, output: OutputBuffer, grace: Callable[[], float]) -> Ended:
+    async def run(
+        self,
+        prepared: Prepared,
+        output: OutputBuffer,
+        *,
+        grace: Callable[[], float],
+        at_exit: Callable[[], None],
+    ) -> Ended:
         """Run the CLI to its end; being cancelled ends its whole tree, `grace()` seconds after SIGTERM by force.
 
         Raises:
@@ -143,7 +150,7 @@ class Ingestion:
             ) from error
         try:
             command = self._command(prepared, folder)
-            ended = await run_process(command, output.feed, grace=grace)
+            ended = await run_process(command, output.feed, grace=grace, at_exit=at_exit)
             output.finish()
             ending = describe(ended, command.memory_limit, output.snapshot(LAST_OUTPUT))
             peak = in_units(ended.peak_memory)

@@ -204,12 +204,13 @@ async def run_process(
     output: Callable[[bytes], None],
     *,
     grace: Callable[[], float] = lambda: TERMINATION_GRACE,
+    at_exit: Callable[[], None] = lambda: None,
 ) -> Exit:
     """Run a command to its end, handing on its output as it comes.
 
     Being cancelled ends the whole tree: SIGTERM, SIGKILL `grace()` seconds later. When the command ends by
     itself, whatever it left running is killed, so that neither a grandchild nor a pipe that it holds open
-    keeps the run open.
+    keeps the run open. `at_exit` is called as soon as the command itself has ended.
 
     Raises:
         ProcessStartError: it could not be started.
@@ -224,6 +225,7 @@ async def run_process(
             tasks.start_soon(_serve_pipes, pipes, tree, command.stdin, output)
             try:
                 await tree.exited()
+                at_exit()
                 with anyio.CancelScope(shield=True):
                     left_behind = await tree.end(lambda: 0)
             except anyio.get_cancelled_exc_class():
