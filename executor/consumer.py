@@ -12,7 +12,7 @@ from anyio.lowlevel import checkpoint
 from executor.backoff import Backoff
 from executor.datahub.client import DataHub
 from executor.datahub.errors import DataHubError
-from executor.execution import Executor, foreign_delay
+from executor.execution import DUPLICATE_DELAY, Executor, foreign_delay
 from executor.messages import ExecutionRequest, MalformedMessage, Reference, Signal, parse
 from executor.operations.metrics import Metrics
 from executor.operations.reachability import Reachability
@@ -22,7 +22,6 @@ from executor.queue.delivery import Delivery, LeaseLostError, QueueError
 from executor.queue.sqs import SqsQueue
 from executor.run import ActiveRuns, Run, StopReason
 
-DUPLICATE_DELAY = 60.0  # seconds until a second message for a run that is under way is offered again
 SIGNAL_DELAY = 5.0  # seconds until a kill that could not be passed on is tried again
 LAST_RELEASE_TIMEOUT = 5.0  # seconds to give back what came while the service was stopping
 RECEIVERS = 2  # while one waits for messages, slots that become free must not wait for its return
@@ -117,7 +116,7 @@ class Consumer:
             run = self.new_run(error.exec_id, delivery, None)
             self.active.add(run)
             run.log.warning("request_malformed", reason=error.reason, message_id=delivery.message_id)
-            runs.start_soon(self.executor.refuse, run, error.reason)
+            runs.start_soon(self.executor.refuse, run, self.pool.ticket(), error.reason)
         else:  # nothing may be done to it: the queue's redrive policy takes it away in the end
             self.metrics.malformed.inc()
             self._say_once("message_malformed", delivery, error.reason)
@@ -154,13 +153,15 @@ class Consumer:
         await self._release(delivery, foreign_delay(delivery.receive_count))
 
     async def _signal(self, delivery: Delivery, signal: Signal) -> None:
-        """End the run if it is ours; otherwise record the kill where its executor, or its claim, will see it."""
+        """End the run if it is here, and record the kill where its executor, or its next claim, will see it.
+
+        Recorded it is in any case: the run here may be one that is about to be handed over, or may die.
+        """
         run = self.active.get(signal.exec_id)
+        if run is not None and run.stop(StopReason.CANCELLED):
+            run.log.info("kill_signal_received")
         try:
-            if run is not None:
-                if run.stop(StopReason.CANCELLED):
-                    run.log.info("kill_signal_received")
-            elif not await self.datahub.kill_signals([signal.exec_id]):
+            if not await self.datahub.kill_signals([signal.exec_id]):
                 now_ms = round(self.clock() * 1000)
                 await self.datahub.write_kill_signal(signal.exec_id, self.executor_id, now_ms)
                 log.info("kill_signal_recorded", exec_id=signal.exec_id)

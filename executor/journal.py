@@ -10,6 +10,8 @@ from executor.requests import ExecutionRequest
 
 LIVE_LOG_BYTES = 128 * 1024  # of the log in a progress write; the final one has all that is kept
 
+SHORT_LOG_BYTES = 32 * 1024  # of the log in a report that has to be short
+
 
 class Journal:
     """The story of a run as it goes on: request, attempt, log."""
@@ -63,9 +65,17 @@ class Journal:
 
     def end(self, status: Status, words: str, structured_report: bytes | None = None) -> RunState:
         """The state at its end; `words` are what the report begins with."""
+        self._stop_the_clock()
+        return self._state(status, words, self.output.snapshot(), structured_report)
+
+    def short_end(self, status: Status, words: str) -> RunState:
+        """The state at its end with as little as can be told: for a server that refused all of it."""
+        self._stop_the_clock()
+        return self._state(status, words, self.output.snapshot(SHORT_LOG_BYTES))
+
+    def _stop_the_clock(self) -> None:
         if self._seconds is None:
             self._seconds = self.seconds
-        return self._state(status, words, self.output.snapshot(), structured_report)
 
     def _state(
         self, status: Status, words: str | None, log: str, structured: bytes | None = None

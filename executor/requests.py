@@ -119,7 +119,7 @@ def request_from_input(
         request = ExecutionRequest(
             exec_id=exec_id,
             name=_task_name(task),
-            executor_id=executor_id,
+            executor_id=(executor_id or "").strip() or None,
             recipe=arguments_of.recipe(),
             version=arguments_of.text("version"),
             debug_mode=arguments_of.flag("debug_mode"),

@@ -1,6 +1,6 @@
 """One run's life: its phases, what may end it, and the only copy of both. No I/O."""
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
@@ -38,14 +38,19 @@ _NEXT: dict[Phase, set[Phase]] = {
 class StopReason(Enum):
     """Why a run is ended from outside; the first one counts, except that a lost lease outranks all others."""
 
-    CANCELLED = "cancelled on request"
-    DRAINED = "this executor is stopping"
-    LEASE_LOST = "this executor's hold on the request ended"
+    CANCELLED = "it was cancelled on request"
+    DRAINED = "its executor is stopping"
+    LEASE_ENDING = "its executor could not renew its hold on the request"  # it still has it
+    LEASE_LOST = "its executor's hold on the request ended"
     ENDED_ELSEWHERE = "DataHub holds a final status for it already"
 
 
 class IllegalTransitionError(Exception):
     """The code tried to take a run where its life does not lead; a defect."""
+
+
+async def _nothing() -> None:
+    return
 
 
 @dataclass(eq=False, slots=True)
@@ -60,6 +65,7 @@ class Run:
     phase: Phase = Phase.WAITING
     stop_reason: StopReason | None = None
     stop_grace: float = TERMINATION_GRACE  # seconds between SIGTERM and SIGKILL
+    clean_up: Callable[[], Awaitable[None]] = _nothing  # what is left to do once it is settled
     work: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     settlement: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
@@ -102,6 +108,8 @@ class Run:
         if self.stop_reason is not None or self.phase in {Phase.SETTLING, Phase.SETTLED}:
             return False
         self.stop_reason = reason
+        if reason is StopReason.LEASE_ENDING:
+            self.settlement.deadline = self.delivery.lease_ends  # later on it may be somebody else's
         self.work.cancel()
         return True
 

@@ -37,6 +37,7 @@ from executor.reporter import Reporter
 from executor.requests import ExecutionRequest
 from executor.run import ActiveRuns, Run
 from executor.settings import Settings, unknown_variables
+from executor.settlement import Settlement
 from executor.stopping import StopRequest, drain
 
 log = structlog.get_logger()
@@ -156,9 +157,9 @@ class Service:
 
     def _consumer(self, queue: SqsQueue, datahub: DataHub, ingestion: Ingestion) -> Consumer:
         executor = Executor(
-            queue=queue,
             datahub=datahub,
             ingestion=ingestion,
+            settlement=Settlement(queue, self._metrics, self._backoff),
             active=self._active,
             metrics=self._metrics,
             max_attempts=self._settings.max_attempts,

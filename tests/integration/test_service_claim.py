@@ -46,12 +46,24 @@ async def test_running_is_stored_before_anything_is_prepared(site: Site) -> None
 async def test_an_interrupted_request_runs_as_the_next_attempt(site: Site) -> None:
     site.fake_cli("fake", QUICK)
     site.write_status("r1", "RUNNING", {"executorRun": "somebody", "executorAttempt": "2"})
+    await site.submit("r1")
+    await site.receive()  # by the one who has been interrupted
     async with site.service():
-        await site.submit("r1")
         ended = await site.settled("r1")
     assert ended.status == "SUCCESS"
     assert "Attempt:   3" in ended.value["report"]
     assert ended.properties["executorAttempt"] == "3"
+
+
+async def test_a_second_message_for_a_run_of_another_executor_is_held_back(site: Site) -> None:
+    site.fake_cli("fake", QUICK)
+    site.write_status("r1", "RUNNING", {"executorRun": "somebody", "executorAttempt": "1"})
+    async with site.service():
+        await site.submit("r1")
+        await site.event("runs_elsewhere")
+        await site.until_counts(0, 1)
+    assert site.statuses("r1") == ["RUNNING"]
+    assert site.clis.notes("started") == []
 
 
 async def test_without_a_number_from_datahub_the_queues_count_tells_the_attempt(site: Site) -> None:
@@ -65,13 +77,13 @@ async def test_without_a_number_from_datahub_the_queues_count_tells_the_attempt(
 
 async def test_a_request_whose_attempts_are_used_up_fails_in_words_and_is_not_run(site: Site) -> None:
     site.fake_cli("fake", QUICK)
-    site.write_status("r1", "UP_FOR_RETRY", {"executorRun": "somebody", "executorAttempt": "3"})
+    site.write_status("r1", "UP_FOR_RETRY", {"executorRun": "somebody", "executorAttempt": "4"})
     async with site.service(DATAHUB_EXECUTOR_MAX_ATTEMPTS="3"):
         await site.submit("r1")
         ended = await site.ended("r1")
         await site.until_counts(0, 0)
     assert ended.status == "FAILURE"
-    assert "interrupted 3 times" in ended.value["report"]
+    assert "interrupted 4 times" in ended.value["report"]
     assert "DATAHUB_EXECUTOR_MAX_ATTEMPTS" in ended.value["report"]
     assert site.clis.notes("started") == []
 

@@ -1,0 +1,121 @@
+"""How a run is settled: its end stored in DataHub, then its message let go."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+
+import anyio
+
+from executor.backoff import Backoff
+from executor.datahub.errors import DataHubRefusedError, ImmutableStateError, VersionConflictError
+from executor.datahub.state import Status
+from executor.operations.metrics import Metrics
+from executor.queue.delivery import LeaseLostError, QueueError
+from executor.queue.sqs import SqsQueue
+from executor.reporter import SupersededError
+from executor.run import Phase, Run
+
+LAST_WRITE_TIMEOUT = 3.0  # seconds for `UP_FOR_RETRY`: what stops the service does not wait for long
+
+
+class Disposal(Enum):
+    """What becomes of the message once the run is over."""
+
+    DELETE = auto()
+    RELEASE = auto()  # to be received again
+    LEAVE = auto()  # to the queue: it is not ours any more, or its redrive policy must see to it
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a run is to be settled: the status to store (None: none), the report's first words, the message."""
+
+    status: Status | None
+    words: str
+    disposal: Disposal = Disposal.DELETE
+    delay: float = 0.0  # seconds until a released message comes back
+    structured_report: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """Settles runs."""
+
+    queue: SqsQueue
+    metrics: Metrics
+    backoff: Callable[[], Backoff]
+
+    async def settle(self, run: Run, verdict: Verdict) -> None:
+        """Store how it ended, then let the message go: in this order, or a crash in between loses the end."""
+        run.advance(Phase.SETTLING)
+        began = anyio.current_time()
+        with run.settlement:
+            if verdict.status is not None:
+                verdict = await self._store(run, verdict.status, verdict)
+            await self._dispose(run, verdict)
+        run.advance(Phase.SETTLED)
+        if run.settlement.cancelled_caught:
+            verdict = Verdict(None, "the lease was lost before its end was stored", Disposal.LEAVE)
+        self._account(run, verdict, anyio.current_time() - began)
+
+    async def _store(self, run: Run, status: Status, verdict: Verdict) -> Verdict:
+        """Store the end. What came of it is the verdict that the message is treated by."""
+        try:
+            if status is Status.UP_FOR_RETRY:
+                with anyio.move_on_after(LAST_WRITE_TIMEOUT):
+                    await run.reporter.store(run.journal.end(status, verdict.words))
+            else:
+                await self._store_what_fits(run, status, verdict)
+        except ImmutableStateError:
+            run.log.info("already_ended")
+            return Verdict(None, "it had already ended")
+        except (SupersededError, VersionConflictError) as error:
+            run.log.warning("superseded", reason=str(error))
+            return Verdict(None, str(error), Disposal.LEAVE)
+        except DataHubRefusedError as error:
+            run.log.error("final_status_refused", reason=str(error))  # noqa: TRY400 - its words are all there is
+            return Verdict(None, str(error), Disposal.LEAVE)
+        return verdict
+
+    async def _store_what_fits(self, run: Run, status: Status, verdict: Verdict) -> None:
+        """Store the whole report; where it is refused, a short one, which a proxy's size limit may let pass."""
+        try:
+            await run.reporter.store(run.journal.end(status, verdict.words, verdict.structured_report))
+        except (ImmutableStateError, VersionConflictError):
+            raise
+        except DataHubRefusedError as error:
+            run.log.warning("report_refused", reason=str(error), storing="a short one")
+            run.journal.notes += (f"The report is cut short, as the whole one was refused: {error}",)
+            await run.reporter.store(run.journal.short_end(status, verdict.words))
+
+    async def _dispose(self, run: Run, verdict: Verdict) -> None:
+        backoff = self.backoff()
+        while verdict.disposal is not Disposal.LEAVE:
+            try:
+                if verdict.disposal is Disposal.DELETE:
+                    await self.queue.delete(run.delivery)
+                else:
+                    await self.queue.release(run.delivery, verdict.delay)
+            except QueueError:
+                await backoff.wait()
+            except LeaseLostError as error:
+                run.log.info("message_gone", reason=str(error))
+                return
+            else:
+                return
+
+    def _account(self, run: Run, verdict: Verdict, settle_seconds: float) -> None:
+        status = verdict.status.value if verdict.status else "none"
+        if verdict.status is not None and run.journal.attempt:
+            source = run.journal.source_type or "unknown"
+            self.metrics.run_seconds.labels(source, status).observe(run.journal.seconds)
+        self.metrics.settle_seconds.observe(settle_seconds)
+        if verdict.status is Status.FAILURE:
+            self.metrics.errors.inc()
+        run.log.info(
+            "run_settled",
+            status=status,
+            words=verdict.words,
+            seconds=round(run.journal.seconds, 3),
+            message=verdict.disposal.name.lower(),
+        )
