@@ -23,6 +23,8 @@ from executor.queue.sqs import SqsQueue
 from executor.run import ActiveRuns, Run, StopReason
 
 SIGNAL_DELAY = 5.0  # seconds until a kill that could not be passed on is tried again
+LAST_RECEIVE_SPARE = 2.0  # seconds beyond its own wait that a receive under way at the stop is given
+LONGEST_PAUSE = 2.0  # seconds between receives of a server that doesn't wait for messages
 LAST_RELEASE_TIMEOUT = 5.0  # seconds to give back what came while the service was stopping
 RECEIVERS = 2  # while one waits for messages, slots that become free must not wait for its return
 REMEMBERED_MESSAGES = 10_000  # ids of messages that were complained of, so that each is said once
@@ -46,6 +48,7 @@ class Consumer:
     executor_id: str
     ended: anyio.Event = field(default_factory=anyio.Event)
     _intake: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    _receives: set[anyio.CancelScope] = field(default_factory=set)  # those under way
     _said: "OrderedDict[str, None]" = field(default_factory=OrderedDict)
 
     async def serve(self, runs: TaskGroup) -> None:
@@ -56,39 +59,68 @@ class Consumer:
                     receivers.start_soon(self._receive_on, runs)
         self.ended.set()
 
+    @property
+    def last_receive(self) -> float:
+        """Seconds after `stop` within which the receives under way have ended."""
+        return self.queue.long_poll + LAST_RECEIVE_SPARE
+
     def stop(self) -> None:
         """Start nothing more."""
         self._intake.cancel()
+        for receive in self._receives:
+            receive.deadline = anyio.current_time() + self.last_receive
+
+    def abandon(self) -> None:
+        """Do not wait for the receives under way; what they get stays hidden for a visibility time-out."""
+        self._intake.cancel()
+        for receive in self._receives:
+            receive.cancel()
 
     async def _receive_on(self, runs: TaskGroup) -> None:
-        backoff = Backoff()
+        outage, pause = Backoff(), Backoff(longest=LONGEST_PAUSE)
         while True:
             await checkpoint()  # the receive is shielded, and room need not be waited for
             room = min(BATCH_LIMIT, await self.pool.room())
+            # At the start and after an outage, learn at once that the queue is there: an idle one would take a
+            # whole long poll.
+            wait = self.reachability.reached is True
+            asked_at = anyio.current_time()
             try:
                 with self.pool.asking(room):
-                    deliveries = await self._receive(room)
+                    deliveries = await self._receive(room, wait=wait)
             except QueueError as error:
                 self.metrics.queue_failures.inc()
                 self.reachability.failed(str(error))
-                await backoff.wait()
+                await outage.wait()
                 continue
+            if self._intake.cancel_called:  # its receive may have been abandoned: no news of the queue
+                return
             self.reachability.answered()
-            backoff.reset()
+            outage.reset()
             for delivery in deliveries:
                 self._dispatch(delivery, runs)
+            if wait and not deliveries and anyio.current_time() - asked_at < self.queue.long_poll / 2:
+                await pause.wait()
+            else:
+                pause.reset()
 
-    async def _receive(self, room: int) -> list[Delivery]:
+    async def _receive(self, room: int, *, wait: bool) -> list[Delivery]:
         # A receive under way is seen to its end: what SQS hands to a caller who has left stays hidden from
         # everybody for a whole visibility time-out, and that may be a run which this service gives back.
-        with anyio.CancelScope(shield=True):
-            # After an outage, learn at once that the queue is back: an idle one would take a whole long poll.
-            deliveries = await self.queue.receive(room, wait=self.reachability.reached is not False)
-            if self._intake.cancel_called:
-                with anyio.move_on_after(LAST_RELEASE_TIMEOUT):
-                    for delivery in deliveries:
-                        await self._release(delivery, 0)
-                return []
+        deliveries: list[Delivery] = []
+        if self._intake.cancel_called:
+            return deliveries
+        with anyio.CancelScope(shield=True) as receive:
+            self._receives.add(receive)
+            try:
+                deliveries = await self.queue.receive(room, wait=wait)
+            finally:
+                self._receives.discard(receive)
+        if self._intake.cancel_called:
+            with anyio.move_on_after(LAST_RELEASE_TIMEOUT, shield=True):
+                for delivery in deliveries:
+                    await self._release(delivery, 0)
+            return []
         return deliveries
 
     def _dispatch(self, delivery: Delivery, runs: TaskGroup) -> None:
@@ -131,6 +163,8 @@ class Consumer:
         run = self.new_run(exec_id, delivery, request)
         self.active.add(run)
         ticket = self.pool.ticket(request.weight if request else None)
+        if request is not None:
+            self.executor.describe(run)
         run.log.info("request_received", message_id=delivery.message_id, receive_count=delivery.receive_count)
         runs.start_soon(self.executor.execute, run, ticket)
 

@@ -47,6 +47,13 @@ class Executor:
     task_timeout: float  # seconds
     backoff: Callable[[], Backoff]
 
+    def describe(self, run: Run) -> None:
+        """Let every line of the run's log say what it ingests from; a recipe that can't be read fails later."""
+        try:
+            run.describe(self.ingestion.parse(run.request).source_type)
+        except IngestError:
+            run.describe("unknown")
+
     async def execute(self, run: Run, ticket: Ticket) -> None:
         """See a run through, whatever happens to it: nothing that it does wrong reaches other runs."""
         try:
@@ -120,6 +127,7 @@ class Executor:
         if self._is_foreign(run, request.executor_id):
             return self._foreign(run, request.executor_id)
         run.journal.request = request
+        self.describe(run)
         await ticket.change(request.weight)
         return None
 
@@ -173,7 +181,6 @@ class Executor:
         journal = run.journal
         try:
             recipe: Recipe = self.ingestion.parse(request)
-            run.describe(source_type=recipe.source_type)
             secrets = await self._patiently(lambda: self.ingestion.secrets(request, recipe))
             journal.log_to(self.ingestion.masker(request, secrets))
             with self.ingestion.masked_log(journal.masker):
@@ -184,9 +191,10 @@ class Executor:
                 ended = await self.ingestion.run(
                     prepared, journal.output, grace=lambda: run.stop_grace, at_exit=ticket.give_back
                 )
+                run.clean_up = ended.clean_up
+                journal.notes += ended.notes
         except IngestError as error:
             return Verdict(Status.FAILURE, str(error))
-        journal.notes += (ended.usage,)
         status = Status.SUCCESS if ended.succeeded else Status.FAILURE
         return Verdict(status, ended.words, structured_report=ended.structured_report)
 

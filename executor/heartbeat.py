@@ -1,7 +1,7 @@
 """One task for all active runs: keeps their leases, sees their kill signals, pushes their progress."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import anyio
 import structlog
@@ -17,9 +17,9 @@ from executor.reporter import SupersededError
 from executor.run import ActiveRuns, Phase, Run, StopReason
 
 EXTEND_BELOW = 2 / 3  # of the visibility time-out: three chances before a lease gets short
-LAST_MOMENTS = (
-    12.0  # seconds before a lease ends in which its run must be ended: 10 s for SIGTERM, then SIGKILL
-)
+LAST_MOMENTS = 12.0  # seconds before a lease ends in which its run is ended: 10 s for SIGTERM, then SIGKILL
+JUDGING_INTERVAL = 0.5  # seconds between two looks at the leases' ends
+SPARE = 2.0  # seconds between SIGKILL and the lease's end
 PROGRESS_TIMEOUT = 5.0  # seconds; a progress write must not keep a final one waiting for longer
 SIGNALS_TIMEOUT = 30.0  # seconds; a DataHub that trickles must not stop the loop for good
 IDLE_PING_INTERVAL = 15.0  # seconds between two looks at a DataHub that nobody else talks to
@@ -27,37 +27,43 @@ IDLE_PING_INTERVAL = 15.0  # seconds between two looks at a DataHub that nobody 
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Heartbeat:
-    """What it needs; `beat` is told of every turn of every loop, for the liveness check."""
+    """What it needs; `beat` is told of every turn of every loop, and of the pause after it: see `Health`."""
 
     queue: SqsQueue
     datahub: DataHub
     active: ActiveRuns
     metrics: Metrics
-    beat: Callable[[str], None]
+    beat: Callable[[str, float], None]
     visibility_timeout: float  # seconds
     poll_interval: float  # seconds
+    _extending: set[Run] = field(default_factory=set)
+    _refusal: str = ""  # why the last extension failed
 
     async def serve(self) -> None:
-        """Keep all runs alive until cancelled. None of the three duties waits for another one's server."""
+        """Keep all runs alive until cancelled. None of the duties waits for another one's server."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._keep_leases)
+            tasks.start_soon(self._judge_leases)
             tasks.start_soon(self._watch_signals)
             tasks.start_soon(self._push_progress)
 
     async def _keep_leases(self) -> None:
-        while True:
-            self.beat("leases")
-            now = anyio.current_time()
-            async with anyio.create_task_group() as tasks:
+        """Renew leases in time. A renewal that hangs keeps no other one waiting."""
+        interval = min(5.0, self.visibility_timeout / 20)
+        async with anyio.create_task_group() as tasks:
+            while True:
+                self.beat("leases", interval)
+                now = anyio.current_time()
                 for run in self.active:
-                    if run.delivery.lease_ends - now < self.visibility_timeout * EXTEND_BELOW:
+                    due = run.delivery.lease_ends - now < self.visibility_timeout * EXTEND_BELOW
+                    if due and run not in self._extending:
+                        self._extending.add(run)
                         tasks.start_soon(self._extend, run)
-            await anyio.sleep(min(5.0, self.visibility_timeout / 20))
+                await anyio.sleep(interval)
 
     async def _extend(self, run: Run) -> None:
-        last_moments = min(LAST_MOMENTS, self.visibility_timeout / 3)
         delivery = run.delivery
         try:
             await self.queue.extend(delivery)
@@ -66,21 +72,39 @@ class Heartbeat:
                 run.log.warning("lease_lost", reason=str(error))
                 self._give_up(run, grace=0)
         except QueueError as error:
-            remaining = run.delivery.lease_ends - anyio.current_time()
-            if remaining <= last_moments:
-                run.log.warning("lease_running_out", reason=str(error), seconds=round(remaining, 1))
-                self._give_up(run, grace=max(0.0, remaining - 2))
+            self._refusal = str(error)
         else:
+            self._refusal = ""
             self.metrics.lease_extensions.inc()
+        finally:
+            self._extending.discard(run)
+
+    async def _judge_leases(self) -> None:
+        """End runs whose lease runs out: by the clock alone, whatever the calls that renew it are waiting for."""
+        last_moments = min(LAST_MOMENTS, self.visibility_timeout / 3)
+        while True:
+            self.beat("lease ends", JUDGING_INTERVAL)
+            for run in self.active:
+                remaining = run.delivery.lease_ends - anyio.current_time()
+                if remaining <= SPARE / 2:
+                    self._give_up(run, grace=0)
+                elif remaining <= last_moments and run.stop(
+                    StopReason.LEASE_ENDING, grace=max(0.0, remaining - SPARE)
+                ):
+                    self.metrics.leases_lost.inc()
+                    reason = self._refusal or "the queue did not answer in time"
+                    run.log.warning("lease_running_out", reason=reason, seconds=round(remaining, 1))
+            await anyio.sleep(JUDGING_INTERVAL)
 
     def _give_up(self, run: Run, grace: float) -> None:
-        if run.stop(StopReason.LEASE_LOST, grace):
+        counted = run.stop_reason in {StopReason.LEASE_ENDING, StopReason.LEASE_LOST}
+        if run.stop(StopReason.LEASE_LOST, grace) and not counted:
             self.metrics.leases_lost.inc()
 
     async def _watch_signals(self) -> None:
         backoff, last_ping = Backoff(first=self.poll_interval), 0.0
         while True:
-            self.beat("signals")
+            self.beat("signals", self.poll_interval)
             watched = [run for run in self.active if run.phase not in {Phase.SETTLING, Phase.SETTLED}]
             now = anyio.current_time()
             try:
@@ -104,9 +128,10 @@ class Heartbeat:
 
     async def _push_progress(self) -> None:
         while True:
-            self.beat("progress")
+            interval = min(1.0, self.poll_interval)
+            self.beat("progress", interval)
             await self._push_what_is_due()
-            await anyio.sleep(min(1.0, self.poll_interval))
+            await anyio.sleep(interval)
 
     async def _push_what_is_due(self) -> None:
         async with anyio.create_task_group() as tasks:

@@ -5,11 +5,13 @@ import os
 import random
 import secrets
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from functools import partial
+from pathlib import Path
 
 import anyio
 import structlog
@@ -18,7 +20,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from executor.backoff import Backoff
 from executor.consumer import Consumer
 from executor.datahub.client import DataHub, open_datahub
-from executor.datahub.transport import is_outage
+from executor.datahub.transport import Failure, is_outage
 from executor.datahub_secrets import DataHubSecretStore
 from executor.execution import Executor
 from executor.heartbeat import Heartbeat
@@ -90,7 +92,7 @@ class Service:
             ingestion = await stack.enter_async_context(
                 open_ingestion(settings, self._env, DataHubSecretStore(datahub), self._maskers)
             )
-            queue = await self._open_queue(stack)
+            queue = await self._stopping.or_stop(partial(self._open_queue, stack))
             if queue is None:
                 return
             background.start_soon(queue.serve)
@@ -103,10 +105,10 @@ class Service:
                 await drain(self._active, consumer, self._stopping, settings.drain_timeout)
                 runs.cancel_scope.cancel()
 
-    async def _open_queue(self, stack: AsyncExitStack) -> SqsQueue | None:
-        """The queue, once it is there; None if the service is told to stop before."""
+    async def _open_queue(self, stack: AsyncExitStack) -> SqsQueue:
+        """The queue, once it is there."""
         settings, backoff = self._settings, self._backoff()
-        while not self._stopping.stop.is_set():
+        while True:
             try:
                 queue = await stack.enter_async_context(
                     open_queue(
@@ -122,7 +124,6 @@ class Service:
             else:
                 await self._look_at(queue)
                 return queue
-        return None
 
     async def _look_at(self, queue: SqsQueue) -> None:
         """Say at the start what the queue's own settings will do to messages that nobody can read."""
@@ -198,17 +199,19 @@ class Service:
             request=request, executor_id=self._settings.pool_id, host=self._host, clock=time.time
         )
         reporter = Reporter(datahub, exec_id, secrets.token_hex(8), self._backoff)
-        return Run(exec_id, delivery, journal, reporter, log.bind(exec_id=exec_id))
+        return Run(
+            exec_id, delivery, journal, reporter, log.bind(exec_id=exec_id, source_type=None, attempt=None)
+        )
 
     def _backoff(self) -> Backoff:
         return Backoff(draw=self._random)
 
-    def _datahub_called(self, operation: str, failure: str | None) -> None:
+    def _datahub_called(self, operation: str, failure: Failure | None) -> None:
         self._metrics.datahub_call(operation, failure)
-        if is_outage(failure):
-            self._datahub_reach.failed(f"{operation}: {failure}")
+        if failure is not None and is_outage(failure):
+            self._datahub_reach.failed(str(failure.error), "" if failure.unreachable else operation)
         else:
-            self._datahub_reach.answered()
+            self._datahub_reach.answered(operation)
 
 
 def run_service(settings: Settings, env: Mapping[str, str]) -> None:
@@ -218,15 +221,7 @@ def run_service(settings: Settings, env: Mapping[str, str]) -> None:
     configure_logging(maskers.mask)
     for name, meant in unknown_variables(env):
         log.warning("unknown_setting", name=name, did_you_mean=meant)
-    try:
-        settings.work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=settings.work_dir):
-            pass
-    except OSError as error:
-        raise StartError(
-            f"the work folder {settings.work_dir} can't be written to ({error.strerror}): set "
-            "DATAHUB_EXECUTOR_WORK_DIR to one that can"
-        ) from error
+    _prepare_work_dir(settings.work_dir)
 
     # uvloop looks names up in threads, four by default: one each for the queue's and DataHub's will do.
     os.environ.setdefault("UV_THREADPOOL_SIZE", "2")
@@ -241,3 +236,39 @@ def run_service(settings: Settings, env: Mapping[str, str]) -> None:
         anyio.run(serve, backend_options={"use_uvloop": True})
     except* StartError as errors:
         raise StartError("\n".join(str(error) for error in errors.exceptions)) from None
+
+
+def _prepare_work_dir(folder: Path) -> None:
+    """Make the work folder, or see that nobody else can put venvs and recipes into the one that is there.
+
+    Raises:
+        StartError: it can't be written to, or others could.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if fault := _ownership_fault(folder.lstat()):
+            raise StartError(
+                f"the work folder {folder} {fault}: somebody else could plant files there which the service would "
+                "run. Set DATAHUB_EXECUTOR_WORK_DIR to a folder of its own; one that is missing is made, also in "
+                f"a mounted volume (as {folder / 'executor'})"
+            )
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StartError(
+            f"the work folder {folder} can't be written to ({error.strerror}): set DATAHUB_EXECUTOR_WORK_DIR to "
+            "one that can"
+        ) from error
+
+
+def _ownership_fault(found: os.stat_result) -> str | None:
+    if stat.S_ISLNK(found.st_mode):
+        return "is a symbolic link"
+    if found.st_uid not in {os.geteuid(), 0}:
+        return f"belongs to another user (uid {found.st_uid})"
+    # A volume mounted for a group (Kubernetes' fsGroup) belongs to root, and nobody else in the container is of
+    # that group.
+    by_group = stat.S_IWGRP if found.st_uid else 0
+    if found.st_mode & (stat.S_IWOTH | by_group):
+        return f"can be written to by others (mode {stat.S_IMODE(found.st_mode):o}; chmod go-w closes it)"
+    return None

@@ -7,7 +7,7 @@ from typing import Final, TextIO
 
 import anyio
 
-from executor.commands.checks import datahub, machine, queue
+from executor.commands.checks import datahub, machine, package_index, queue
 from executor.commands.checks.clock import check_clock
 from executor.commands.checks.findings import Findings
 from executor.settings import Settings, SettingsError, load_settings, unknown_variables
@@ -54,12 +54,13 @@ async def _with_settings(settings: Settings, env: Mapping[str, str], findings: F
     check_clock({"DataHub": ahead_of_datahub, "the queue": ahead_of_queue}, findings)
     machine.check_disk(settings, env, findings)
     machine.check_bundled(settings, findings)
+    await machine.check_port(settings, findings)
+    await package_index.check_index(settings, env, findings)
     await _check_rest(env, findings)
 
 
 async def _without_settings(env: Mapping[str, str], findings: Findings) -> None:
-    for name in (*datahub.NAMES, *queue.NAMES, "clock", *machine.NAMES):
-        findings.skipped(name, "the settings are faulty")
+    findings.skipped("DataHub, queue, clock, disk", "the settings are faulty")
     await _check_rest(env, findings)
 
 

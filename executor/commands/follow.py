@@ -1,8 +1,9 @@
 """Follows a run in DataHub from its request to its end, on a terminal or into a pipe."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TextIO
 
@@ -16,6 +17,23 @@ from executor.datahub.state import is_end
 
 POLL_INTERVAL: Final = 0.7  # seconds
 LONGEST_WAIT: Final = 5.0  # seconds between two tries while DataHub is away
+AWAY: Final = "waiting for DataHub (--timeout limits it)"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a run that ended is called: its status, or something that says more, and what to add to its summary."""
+
+    status: str
+    words: str = ""
+
+
+Judge = Callable[[str], Awaitable[Verdict]]
+"""Makes a verdict of a final status; may raise DataHubError."""
+
+
+async def _as_stored(status: str) -> Verdict:
+    return Verdict(status)
 
 
 class View(Protocol):
@@ -31,6 +49,10 @@ class View(Protocol):
 class Display(View, Protocol):
     """A view that has the output for itself; a context manager, so that a terminal is put back at the end."""
 
+    @property
+    def status(self) -> str | None:
+        """The status shown last; empty for a run that nobody has taken, None while nothing is known."""
+
     def __enter__(self) -> Self:
         """Begin to show."""
 
@@ -43,8 +65,8 @@ class Display(View, Protocol):
         """Show what moves by itself, until cancelled."""
 
 
-async def follow(datahub: DataHub, exec_id: str, view: View) -> tuple[str, str]:
-    """Follow a run to its end: its status and its report's summary. Outages are waited out.
+async def follow(datahub: DataHub, exec_id: str, view: View, judge: Judge = _as_stored) -> tuple[str, str]:
+    """Follow a run to its end: its status by `judge`, and its report's summary. Outages are waited out.
 
     Raises:
         DataHubRefusedError: DataHub does not let us see it.
@@ -54,6 +76,7 @@ async def follow(datahub: DataHub, exec_id: str, view: View) -> tuple[str, str]:
     while True:
         try:
             state: Mapping[str, Any] = await datahub.followed_state(exec_id)
+            verdict = await _verdict(state.get("status"), judge)
         except DataHubUnavailableError as error:
             if not is_away:
                 view.away(str(error))
@@ -66,12 +89,17 @@ async def follow(datahub: DataHub, exec_id: str, view: View) -> tuple[str, str]:
         backoff.reset()
         if state.get("startTimeMs") != started:  # another attempt: its log begins anew
             log, started = LogFollower(), state.get("startTimeMs")
-        status, report = state.get("status"), str(state.get("report") or "")
-        ended, summary = is_end(status), summary_of(report)
-        view.show(status, summary, log.new_lines(log_of(report), ended=ended))
-        if status is not None and ended:
-            return status, summary
+        report = str(state.get("report") or "")
+        summary, lines = summary_of(report), log.new_lines(log_of(report), ended=verdict is not None)
+        if verdict is not None:
+            view.show(verdict.status, summary, lines)
+            return verdict.status, "\n\n".join(filter(None, (summary, verdict.words)))
+        view.show(state.get("status"), summary, lines)
         await anyio.sleep(POLL_INTERVAL)
+
+
+async def _verdict(status: str | None, judge: Judge) -> Verdict | None:
+    return await judge(status) if status is not None and is_end(status) else None
 
 
 class PlainView(AbstractContextManager["PlainView"]):
@@ -80,7 +108,7 @@ class PlainView(AbstractContextManager["PlainView"]):
     def __init__(self, out: TextIO, err: TextIO) -> None:
         self._out = out
         self._err = err
-        self._said = ""
+        self.status: str | None = None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -93,17 +121,16 @@ class PlainView(AbstractContextManager["PlainView"]):
     def show(self, status: str | None, summary: str, lines: list[str]) -> None:
         """See `View`."""
         del summary
-        words = status or "waiting for an executor"
-        if words != self._said:
-            self._say(words)
-        self._said = words
+        if self.status != (status or ""):
+            self._say(status or "waiting for an executor")
+        self.status = status or ""
         for line in lines:
             self._out.write(f"{line}\n")
         self._out.flush()
 
     def away(self, reason: str | None) -> None:
         """See `View`."""
-        self._say("DataHub answers again" if reason is None else f"{reason}; waiting for it")
+        self._say("DataHub answers again" if reason is None else f"{reason}; {AWAY}")
 
     def _say(self, words: str) -> None:
         self._err.write(f"{words}\n")

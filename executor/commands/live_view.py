@@ -13,6 +13,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from executor.commands.follow import AWAY
+
 _REFRESH_INTERVAL: Final = 0.1  # seconds between two pictures
 _LINES_KEPT: Final = 200  # more than a screen has
 _FRAME: Final = 3  # lines of a screen that the log leaves free
@@ -20,7 +22,7 @@ _FRAME: Final = 3  # lines of a screen that the log leaves free
 
 @dataclass
 class _Picture:
-    status: str | None = None
+    status: str | None = None  # empty for a run that nobody has taken
     facts: str = ""
     away: str | None = None
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=_LINES_KEPT))
@@ -36,6 +38,11 @@ class LiveView(AbstractContextManager["LiveView"]):
         self._began = anyio.current_time()
         self._ended = False
         self._live = Live(console=self._console, auto_refresh=False, get_renderable=self._rendered)
+
+    @property
+    def status(self) -> str | None:
+        """See `Display`."""
+        return self._picture.status
 
     def __enter__(self) -> Self:
         """Begin to draw."""
@@ -57,7 +64,7 @@ class LiveView(AbstractContextManager["LiveView"]):
 
     def show(self, status: str | None, summary: str, lines: list[str]) -> None:
         """See `View`."""
-        self._picture.status = status
+        self._picture.status = status or ""
         said = _facts_of(summary)
         if said:
             self._picture.facts = said
@@ -75,7 +82,7 @@ class LiveView(AbstractContextManager["LiveView"]):
         )
         head = Table.grid(padding=(0, 1))
         head.add_row("" if self._ended else self._spinner, words)
-        away = [Text(f"{picture.away}; waiting for it", style="yellow")] if picture.away else []
+        away = [Text(f"{picture.away}; {AWAY}", style="yellow")] if picture.away else []
         room = max(self._console.height - _FRAME - len(away), 1)
         log = Text("\n", no_wrap=True, overflow="ellipsis", end="").join(
             Text.from_ansi(line.replace("\t", "    "), style="dim") for line in list(picture.lines)[-room:]

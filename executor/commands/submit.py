@@ -14,13 +14,16 @@ from uuid import uuid4
 
 import anyio
 
-from executor.commands.follow import follow, make_view
+from executor.commands.connection_test import ConnectionTest
+from executor.commands.follow import Judge, follow, make_view
 from executor.commands.request import NewRequest, SubmitError, make_request
-from executor.datahub.client import DataHub, open_datahub
+from executor.datahub.client import DataHub
 from executor.datahub.errors import DataHubError
 from executor.datahub.state import ABSENT_VERSION, RunState, StateWrite, Status, urn_of
+from executor.datahub.transport import Transport, open_transport
 from executor.queue.delivery import QueueError
 from executor.queue.sqs import open_queue
+from executor.requests import TaskName
 from executor.settings import Settings, SettingsError, load_settings
 
 FAILED: Final = 1  # exit code: not sent, or not a SUCCESS
@@ -36,7 +39,8 @@ _NO_DATAHUB: Final = "http://not-set.invalid"
 def run(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Send the request; with `--wait`, follow it. Returns the exit code, 0 with `--wait` only on SUCCESS.
 
-    DataHub is needed for `--wait` alone: otherwise a request that it can't be told of is sent all the same.
+    DataHub is needed for `--wait` alone: otherwise a request that it can't be told of is sent all the same,
+    unless it refuses the token.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a log may hold what the locale has not
@@ -48,13 +52,19 @@ def run(options: argparse.Namespace, env: Mapping[str, str]) -> int:
         body = request.message()
     except (SettingsError, SubmitError) as error:
         return _fail(str(error), NOT_UNDERSTOOD)
+    for note in request.notes:
+        _warn(note)
     work = partial(submission.run, body, wait=options.wait, timeout=options.timeout)
     try:
         return anyio.run(work, backend_options={"use_uvloop": True})
-    except (QueueError, DataHubError) as error:
+    except (QueueError, DataHubError, _TokenRefusedError) as error:
         return _fail(f"{error}{submission.whereabouts()}", FAILED)
     except KeyboardInterrupt:
         return _fail(f"Interrupted.{submission.whereabouts()}", INTERRUPTED)
+
+
+class _TokenRefusedError(Exception):
+    """DataHub does not accept the token, so nothing was sent; the message has the way out."""
 
 
 class _Submission:
@@ -76,19 +86,20 @@ class _Submission:
         self._clock = clock
         self._queue_url = ""
         self._sent = False
+        self._status: str | None = None  # as followed: empty before somebody takes it, None if not known
 
     async def run(self, body: str, *, wait: bool, timeout: float | None) -> int:
         """Send it; follow it for `timeout` seconds at most. Raises QueueError and DataHubError."""
         async with AsyncExitStack() as stack:
-            datahub = None
+            transport = None
             if self._knows_datahub:
                 token = self._settings.gms_token.get_secret_value() if self._settings.gms_token else None
-                connection = open_datahub(self._settings.gms_url, token, lambda _operation, _failure: None)
-                datahub = await stack.enter_async_context(connection)
-            await self._send(body, datahub)
-            if datahub is None or not wait:
+                connection = open_transport(self._settings.gms_url, token, lambda _operation, _failure: None)
+                transport = await stack.enter_async_context(connection)
+            await self._send(body, DataHub(transport) if transport else None)
+            if transport is None or not wait:
                 return 0
-            return await self._follow(datahub, timeout)
+            return await self._follow(transport, timeout)
 
     def whereabouts(self) -> str:
         """Where the run is to be found when nobody follows it any more, and how it is ended."""
@@ -101,9 +112,14 @@ class _Submission:
         fifo = f" --message-group-id {name} --message-deduplication-id {name}"
         group = fifo if self._queue_url.endswith(".fifo") else ""
         return (
-            f"\nThe run goes on: {urn_of(request.exec_id)}\nTo cancel it:\n"
+            f"\n{self._place()}: {urn_of(request.exec_id)}\nTo cancel it:\n"
             f"  aws sqs send-message --queue-url {self._queue_url}{group} --message-body '{kill}'"
         )
+
+    def _place(self) -> str:
+        if self._status is None:
+            return "The request is on the queue, or runs by now"
+        return "The run goes on" if self._status == Status.RUNNING else "The request stays on the queue"
 
     async def _send(self, body: str, datahub: DataHub | None) -> None:
         """Tell DataHub of it first, as its page does; then the queue."""
@@ -144,6 +160,8 @@ class _Submission:
                     int(self._clock() * 1000),
                 )
         except (DataHubError, TimeoutError) as error:
+            if isinstance(error, DataHubError) and error.kind == "401":
+                raise _TokenRefusedError(_refused(self._settings)) from error
             reason = str(error) or f"no answer in {INPUT_WITHIN:g} s"
             _warn(f"{unknown} ({reason})")
             return False
@@ -158,15 +176,21 @@ class _Submission:
             if error is not None:
                 _warn(f"DataHub lists the request {self._request.exec_id} as one that waits ({error})")
 
-    async def _follow(self, datahub: DataHub, timeout: float | None) -> int:
+    async def _follow(self, transport: Transport, timeout: float | None) -> int:
+        exec_id = self._request.exec_id
+        judge: list[Judge] = []
+        if self._request.task is TaskName.TEST_CONNECTION:
+            judge = [ConnectionTest(transport, exec_id).verdict]
         ended, refused = None, None
         with make_view(self._request.executor_id) as view, anyio.move_on_after(timeout):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(view.refresh)
                 try:
-                    ended = await follow(datahub, self._request.exec_id, view)
+                    ended = await follow(DataHub(transport), exec_id, view, *judge)
                 except DataHubError as error:  # here, as it would leave the task group in a group of its own
                     refused = error
+                finally:
+                    self._status = view.status
                 tasks.cancel_scope.cancel()
         if refused is not None:
             raise refused
@@ -175,6 +199,12 @@ class _Submission:
         status, summary = ended
         _say(f"\n{summary}\n\n{status}" if summary else status)
         return 0 if status == Status.SUCCESS else FAILED
+
+
+def _refused(settings: Settings) -> str:
+    if settings.gms_token is None:
+        return "DataHub asks for a token: set DATAHUB_GMS_TOKEN. Nothing was sent."
+    return "DataHub refused the token: make a new one and set DATAHUB_GMS_TOKEN. Nothing was sent."
 
 
 def _check_options(options: argparse.Namespace) -> None:

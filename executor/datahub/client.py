@@ -7,12 +7,13 @@ from typing import Any
 
 import anyio
 
-from executor.datahub import documents
+from executor.datahub import answers, documents
 from executor.datahub.errors import (
     DataHubError,
     DataHubRefusedError,
     DataHubUnavailableError,
-    refusal,
+    UnauthorizedError,
+    UnsupportedError,
 )
 from executor.datahub.state import (
     ABSENT_VERSION,
@@ -20,7 +21,7 @@ from executor.datahub.state import (
     StoredState,
     urn_of,
 )
-from executor.datahub.transport import GraphQLAnswer, Observer, Transport, open_transport
+from executor.datahub.transport import Observer, Transport, open_transport
 
 INPUT = "dataHubExecutionRequestInput"
 RESULT = "dataHubExecutionRequestResult"
@@ -28,10 +29,13 @@ SIGNAL = "dataHubExecutionRequestSignal"
 ENTITY = "/openapi/v3/entity/datahubexecutionrequest"
 
 _ACTOR = "urn:li:corpuser:__datahub_system"
+_NOBODY = "ping"  # the id of a request that there is not
 
 
 class DataHub:
-    """DataHub's API, as far as a run needs it. Made by `open_datahub`."""
+    """DataHub's API, as far as a run needs it. Made by `open_datahub`. Whatever is answered, only DataHubError
+    comes out of it.
+    """
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -39,10 +43,16 @@ class DataHub:
 
     async def ping(self) -> str:
         """The server's version (`/config`, which needs no token). Raises DataHubError."""
-        config = await self._transport.json("config", "GET", "/config")
-        versions = config.get("versions") if isinstance(config, dict) else None
-        ours = versions.get("acryldata/datahub") if isinstance(versions, dict) else None
-        return str(ours.get("version", "unknown")) if isinstance(ours, dict) else "unknown"
+        return await self._transport.json("config", "GET", "/config", None, answers.server_version)
+
+    async def probe(self) -> None:
+        """See, by the cheapest call that needs one, whether DataHub answers and accepts the token.
+
+        Raises:
+            UnauthorizedError: it does not accept the token.
+            DataHubError: see `executor.datahub.errors`.
+        """
+        await self.kill_signals([_NOBODY])
 
     async def stored_state(self, exec_id: str) -> StoredState:
         """What DataHub knows of a request: status by GraphQL, version and signal by OpenAPI, side by side.
@@ -50,30 +60,19 @@ class DataHub:
         Raises:
             DataHubError: see `executor.datahub.errors`.
         """
-        answers: dict[str, Any] = {}
+        result: answers.Object = {}
+        aspects: dict[str, dict[str, answers.Object]] = {}
 
         async def by_graphql() -> None:
-            answer = await self._transport.graphql(
-                "executionRequest", documents.STATE, {"urn": urn_of(exec_id)}
-            )
-            answers["result"] = (answer.field("executionRequest") or {}).get("result") or {}
+            nonlocal result
+            result = await self._result(documents.STATE, exec_id)
 
         async def by_openapi() -> None:
-            answers["aspects"] = await self._aspects([exec_id], RESULT, SIGNAL)
+            nonlocal aspects
+            aspects = await self._aspects([exec_id], RESULT, SIGNAL)
 
         await _side_by_side(by_graphql, by_openapi)
-        aspects = answers["aspects"].get(urn_of(exec_id), {})
-        result: Mapping[str, Any] = answers["result"]
-        stored = aspects.get(RESULT) or {}
-        metadata = stored.get("systemMetadata") or {}
-        return StoredState(
-            # The version's own value goes first: a write that is conditional on it is judged by it.
-            status=(stored.get("value") or result).get("status"),
-            start_time_ms=result.get("startTimeMs"),
-            version=_version(stored, metadata),
-            properties=metadata.get("properties") or {},
-            killed=_is_kill(aspects),
-        )
+        return _stored_state(result, aspects.get(urn_of(exec_id), {}))
 
     async def kill_signals(self, exec_ids: Collection[str]) -> set[str]:
         """Those of `exec_ids` whose cancel button was pressed: one call for all. Raises DataHubError."""
@@ -84,29 +83,21 @@ class DataHub:
         """Record a kill where every executor looks for it. Raises DataHubError."""
         created = {"time": now_ms, "actor": _ACTOR}
         value = {"signal": "KILL", "executorId": executor_id, "createdAt": created}
-        body = [{"urn": urn_of(exec_id), SIGNAL: {"value": value}}]
-        await self._transport.json("writeSignal", "POST", f"{ENTITY}?async=false", body)
+        await self._write("writeSignal", exec_id, SIGNAL, {"value": value})
 
     async def request_input(self, exec_id: str) -> Mapping[str, Any] | None:
         """A request's input: `task`, `arguments` (a mapping), `executorId`; None if there is no such request.
 
         Raises DataHubError.
         """
-        answer = await self._transport.graphql(
-            "executionRequest", documents.REQUEST, {"urn": urn_of(exec_id)}
+        variables = {"urn": urn_of(exec_id)}
+        return await self._transport.query(
+            "executionRequest", documents.REQUEST, variables, answers.request_input
         )
-        found = answer.field("executionRequest")
-        if found is None:
-            return None
-        arguments = {entry["key"]: entry.get("value") for entry in found["input"].get("arguments") or ()}
-        return {**found["input"], "arguments": arguments}
 
     async def followed_state(self, exec_id: str) -> Mapping[str, Any]:
         """Status, times and report of a run, for somebody who watches it. Raises DataHubError."""
-        answer = await self._transport.graphql("executionRequest", documents.FOLLOW, {"urn": urn_of(exec_id)})
-        found = answer.field("executionRequest") or {}
-        result: Mapping[str, Any] = found.get("result") or {}
-        return result
+        return await self._result(documents.FOLLOW, exec_id)
 
     async def write_input(
         self, exec_id: str, task: str, arguments: Mapping[str, str], executor_id: str, now_ms: int
@@ -121,14 +112,14 @@ class DataHub:
             "requestedAt": now_ms,
             "actorUrn": _ACTOR,
         }
-        body = [{"urn": urn_of(exec_id), INPUT: {"value": value}}]
-        await self._transport.json("writeInput", "POST", f"{ENTITY}?async=false", body)
+        await self._write("writeInput", exec_id, INPUT, {"value": value})
 
     async def secret_values(self, names: Collection[str]) -> dict[str, str]:
         """Those of the secrets `names` that exist in DataHub's store. Raises DataHubError."""
         variables = {"input": {"secrets": sorted(names)}}
-        answer = await self._transport.graphql("getSecretValues", documents.SECRETS, variables)
-        return {entry["name"]: entry["value"] for entry in answer.field("getSecretValues") or ()}
+        return await self._transport.query(
+            "getSecretValues", documents.SECRETS, variables, answers.secret_values
+        )
 
     async def write_states(self, writes: Sequence[StateWrite]) -> list[DataHubError | None]:
         """Store run states, many in one call; for each, None once it is stored or the error that kept it out.
@@ -139,30 +130,42 @@ class DataHub:
         if self._patches:
             try:
                 return await self._patch(writes)
-            except _NoPatchError:
+            except UnsupportedError:
                 self._patches = False
-            except DataHubError as error:
-                return [error] * len(writes)
         return [await self._put(write) for write in writes]
 
     async def _patch(self, writes: Sequence[StateWrite]) -> list[DataHubError | None]:
+        """Raises UnsupportedError."""
         if len(writes) == 1:
             return [await self._patch_one(writes[0])]
-        inputs = [_patch_input(write) for write in writes]
-        answer = await self._transport.graphql("patchEntities", documents.PATCH, {"input": inputs})
-        if all(result["success"] for result in _patched(answer, "patchEntities")):
-            return [None] * len(writes)
+        inputs, count = [_patch_input(write) for write in writes], len(writes)
+        try:
+            stored = await self._transport.query(
+                "patchEntities",
+                documents.PATCH,
+                {"input": inputs},
+                lambda answer: answers.all_stored(answer, count),
+            )
+        except (DataHubUnavailableError, UnauthorizedError) as error:
+            return [error] * count
+        except UnsupportedError:
+            raise
+        except DataHubRefusedError:  # perhaps of one of them alone, or of their size together
+            stored = False
+        if stored:
+            return [None] * count
         # They are one transaction: a refusal of one of them kept all of them out, and is said of each.
         return [await self._patch_one(write) for write in writes]
 
     async def _patch_one(self, write: StateWrite) -> DataHubError | None:
         variables = {"input": _patch_input(write)}
         try:
-            answer = await self._transport.graphql("patchEntity", documents.PATCH_ONE, variables)
-            result = _patched(answer, "patchEntity")
+            await self._transport.query("patchEntity", documents.PATCH_ONE, variables, answers.stored)
+        except UnsupportedError:
+            raise
         except DataHubError as error:
             return error
-        return None if result["success"] else _refusal(str(result.get("error")))
+        return None
 
     async def _put(self, write: StateWrite) -> DataHubError | None:
         aspect: dict[str, Any] = {
@@ -171,20 +174,32 @@ class DataHub:
         }
         if write.expected_version is not None:
             aspect["headers"] = {"If-Version-Match": str(write.expected_version)}
-        body = [{"urn": urn_of(write.exec_id), RESULT: aspect}]
         try:
-            await self._transport.json("writeState", "POST", f"{ENTITY}?async=false", body)
+            await self._write("writeState", write.exec_id, RESULT, aspect)
         except DataHubError as error:
             return error
         return None
 
-    async def _aspects(self, exec_ids: Collection[str], *names: str) -> dict[str, dict[str, Any]]:
+    async def _write(self, operation: str, exec_id: str, name: str, aspect: Mapping[str, Any]) -> None:
+        body = [{"urn": urn_of(exec_id), name: aspect}]
+        await self._transport.json(operation, "POST", f"{ENTITY}?async=false", body, answers.entities)
+
+    async def _result(self, document: str, exec_id: str) -> answers.Object:
+        variables = {"urn": urn_of(exec_id)}
+        return await self._transport.query("executionRequest", document, variables, answers.run_result)
+
+    async def _aspects(self, exec_ids: Collection[str], *names: str) -> dict[str, dict[str, answers.Object]]:
+        """Aspects by URN and name, empty where there is none."""
         body = [{"urn": urn_of(exec_id), **{name: {} for name in names}} for exec_id in exec_ids]
+
+        def read(answer: object) -> dict[str, dict[str, answers.Object]]:
+            found = answers.entities(answer)
+            return {
+                urn: {name: answers.aspect(entity, name) for name in names} for urn, entity in found.items()
+            }
+
         path = f"{ENTITY}/batchGet?systemMetadata=true"
-        answer = await self._transport.json("batchGet", "POST", path, body)
-        if not isinstance(answer, list):
-            raise DataHubUnavailableError(f"{path} answered with something that is no list")
-        return {entity["urn"]: entity for entity in answer if isinstance(entity, dict) and "urn" in entity}
+        return await self._transport.json("batchGet", "POST", path, body, read)
 
 
 @asynccontextmanager
@@ -192,10 +207,6 @@ async def open_datahub(base_url: str, token: str | None, observe: Observer) -> A
     """DataHub at `base_url`; `observe` is told of every call's operation and kind of failure."""
     async with open_transport(base_url, token, observe) as transport:
         yield DataHub(transport)
-
-
-class _NoPatchError(Exception):
-    """This server can't patch the aspect."""
 
 
 def _patch_input(write: StateWrite) -> dict[str, Any]:
@@ -219,28 +230,21 @@ def _patch_input(write: StateWrite) -> dict[str, Any]:
     }
 
 
-def _patched(answer: GraphQLAnswer, field: str) -> Any:  # noqa: ANN401 - JSON
-    if answer.invalid and ("atchEntit" in answer.invalid or "forceGenericPatch" in answer.invalid):
-        raise _NoPatchError(answer.invalid)
-    return answer.field(field)
+def _stored_state(result: answers.Object, aspects: Mapping[str, answers.Object]) -> StoredState:
+    stored = aspects.get(RESULT, {})
+    return StoredState(
+        # The version's own value goes first: a write that is conditional on it is judged by it.
+        status=(stored.get("value") or result).get("status"),
+        start_time_ms=result.get("startTimeMs"),
+        version=answers.version(stored) if stored else ABSENT_VERSION,
+        properties=answers.properties(stored),
+        killed=_is_kill(aspects),
+    )
 
 
-def _refusal(words: str) -> DataHubError:
-    if "patching is not supported" in words.lower() or "patch is not supported" in words.lower():
-        raise _NoPatchError(words)
-    return refusal(words) or DataHubRefusedError(f"DataHub refused the run's state: {words}")
-
-
-def _version(stored: Mapping[str, Any], metadata: Mapping[str, Any]) -> int | None:
-    if not stored:
-        return ABSENT_VERSION
-    version = str(metadata.get("version") or "")
-    return int(version) if version.isdigit() else None
-
-
-def _is_kill(aspects: Mapping[str, Any]) -> bool:
-    value = (aspects.get(SIGNAL) or {}).get("value") or {}
-    return value.get("signal") == "KILL"
+def _is_kill(aspects: Mapping[str, answers.Object]) -> bool:
+    signal = aspects.get(SIGNAL, {}).get("value", {})
+    return bool(signal.get("signal") == "KILL")
 
 
 async def _side_by_side(*calls: Callable[[], Awaitable[None]]) -> None:

@@ -3,9 +3,16 @@
 import json
 from uuid import uuid4
 
-from executor.datahub import documents
+from executor.datahub import answers, documents
+from executor.datahub.answers import GraphQLAnswer
 from executor.datahub.client import ENTITY, RESULT
-from executor.datahub.errors import DataHubRefusedError, UnauthorizedError
+from executor.datahub.errors import (
+    DataHubRefusedError,
+    ForbiddenError,
+    UnauthorizedError,
+    UnsupportedError,
+    write_refusal,
+)
 from executor.datahub.state import urn_of
 from executor.datahub.transport import Transport
 
@@ -38,19 +45,27 @@ async def _can_patch(transport: Transport, urn: str) -> bool:
         "forceGenericPatch": True,
         "headers": [{"key": "If-Version-Match", "value": _IMPOSSIBLE_VERSION}],
     }
-    answer = await transport.graphql("patchEntity", documents.PATCH_ONE, {"input": patch})
-    if answer.invalid:
+    try:
+        await transport.query("patchEntity", documents.PATCH_ONE, {"input": patch}, _refused_as_it_must_be)
+    except UnsupportedError:
         return False
-    words = str((answer.field("patchEntity") or {}).get("error") or "")
-    if "unauthorized" in words.lower():
-        raise UnauthorizedError(f"DataHub refused patchEntity: {words}")
-    return "is not supported" not in words.lower()
+    except ForbiddenError as error:
+        raise UnauthorizedError(str(error), error.kind) from error
+    return True
+
+
+def _refused_as_it_must_be(answer: GraphQLAnswer) -> None:
+    """What a server has against this patch says that it can patch, but for these two."""
+    error = write_refusal(answers.patched(answer) or "")
+    if isinstance(error, UnsupportedError | ForbiddenError):
+        raise error
 
 
 async def _by_openapi(transport: Transport, urn: str) -> str:
     aspect = {"value": {}, "headers": {"If-Version-Match": _IMPOSSIBLE_VERSION}}
+    body = [{"urn": urn, RESULT: aspect}]
     try:
-        await transport.json("writeState", "POST", f"{ENTITY}?async=false", [{"urn": urn, RESULT: aspect}])
+        await transport.json("writeState", "POST", f"{ENTITY}?async=false", body, answers.entities)
     except UnauthorizedError:
         raise
     except DataHubRefusedError:  # for what was sent, as it must be

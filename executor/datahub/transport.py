@@ -1,28 +1,60 @@
 """HTTP to DataHub: one connection pool, every failure turned into an error type with words."""
 
+import json
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
-from executor.datahub.errors import DataHubRefusedError, DataHubUnavailableError, UnauthorizedError, refusal
+from executor.datahub.answers import WAIT_AND_SEE, GraphQLAnswer
+from executor.datahub.errors import (
+    DataHubError,
+    DataHubRefusedError,
+    DataHubUnavailableError,
+    NotUnderstoodError,
+    TooLargeError,
+    UnauthorizedError,
+    UnreachableError,
+    refusal,
+    shortened,
+)
 
 CONNECT_TIMEOUT = 5.0  # seconds
 ANSWER_TIMEOUT = 30.0  # seconds of silence
 
-_WAIT_AND_SEE = {408, 425, 429}  # client errors that pass by themselves
+_NOT_DATAHUB = {404, 405}  # no address of ours is one that DataHub might not know
 
-# What the metrics count: operation, and the kind of failure or None.
-Observer = Callable[[str, str | None], None]
+Answer = TypeVar("Answer")
 
 
-def is_outage(failure: str | None) -> bool:
-    """Whether an observed failure means that DataHub is away, not merely that it said no."""
-    return failure in {"timeout", "connection", "invalid", "401", "403"} or bool(
-        failure and failure[0] == "5"
-    )
+class Failure(str):
+    """How a call failed: the kind of it, which the metrics count, and the error, which has the words."""
+
+    error: DataHubError
+
+    def __new__(cls, error: DataHubError) -> "Failure":
+        """What `error` is called."""
+        failure = super().__new__(cls, error.kind)
+        failure.error = error
+        return failure
+
+    @property
+    def unreachable(self) -> bool:
+        """Whether there was no answer at all, which says something of all operations."""
+        return isinstance(self.error, UnreachableError)
+
+
+Observer = Callable[[str, Failure | None], None]
+"""Is told of each call once, when its answer was read: the operation, and how it failed (None: it did not)."""
+
+
+def is_outage(failure: Failure | None) -> bool:
+    """Whether an observed failure means that DataHub is away, not merely that it said no, or is busy."""
+    if failure is None or failure in {str(code) for code in WAIT_AND_SEE}:
+        return False
+    return isinstance(failure.error, DataHubUnavailableError | UnauthorizedError)
 
 
 class Transport:
@@ -34,81 +66,64 @@ class Transport:
         self.date: str | None = None
         """The server's clock as its last answer told it, in HTTP's form."""
 
-    async def graphql(
-        self, operation: str, document: str, variables: Mapping[str, object]
-    ) -> "GraphQLAnswer":
-        """Execute a document.
+    async def graphql(self, operation: str, document: str, variables: Mapping[str, object]) -> GraphQLAnswer:
+        """Execute a document whose answer the caller reads; raises like `query`."""
+        return await self.query(operation, document, variables, lambda answer: answer)
+
+    async def query(
+        self,
+        operation: str,
+        document: str,
+        variables: Mapping[str, object],
+        read: Callable[[GraphQLAnswer], Answer],
+    ) -> Answer:
+        """Execute a document; what `read` makes of its answer. A DataHubError of `read` counts as the call's.
 
         Raises:
             DataHubUnavailableError: no usable answer.
             UnauthorizedError: the token is not accepted.
-            DataHubRefusedError: the server does not know this address.
+            DataHubRefusedError: the server does not take what was sent.
         """
         body = {"query": document, "variables": variables}
-        answer = await self.json(operation, "POST", "/api/graphql", body)
-        if not isinstance(answer, dict):
-            self._observe(operation, "invalid")
-            raise DataHubUnavailableError("DataHub's GraphQL answered with something that is no object")
-        errors = [error for error in answer.get("errors") or () if isinstance(error, dict)]
-        if errors:
-            self._observe(operation, "graphql")
-        return GraphQLAnswer(answer.get("data") or {}, errors)
+        return await self.json(
+            operation, "POST", "/api/graphql", body, lambda answer: read(GraphQLAnswer(answer))
+        )
 
-    async def json(self, operation: str, method: str, path: str, body: object = None) -> Any:  # noqa: ANN401 - JSON
-        """Send JSON, get JSON; raises like `graphql`."""
+    async def json(
+        self,
+        operation: str,
+        method: str,
+        path: str,
+        body: object,
+        read: Callable[[Any], Answer],
+    ) -> Answer:
+        """Send JSON, get JSON; what `read` makes of it. Raises like `query`."""
+        try:
+            answer = read(_parsed(await self._send(method, path, body)))
+        except DataHubError as error:
+            self._observe(operation, Failure(error))
+            raise
+        self._observe(operation, None)
+        return answer
+
+    async def _send(self, method: str, path: str, body: object) -> httpx.Response:
+        where = f"{method} {path.partition('?')[0]}"
         try:
             answer = await self._client.request(method, path, json=body)
         except httpx.TimeoutException as error:
-            self._observe(operation, "timeout")
-            raise DataHubUnavailableError(
-                f"DataHub did not answer in time ({type(error).__name__})"
-            ) from error
+            words = f"DataHub did not answer {where} in time ({type(error).__name__}): is it overloaded?"
+            away = isinstance(error, httpx.ConnectTimeout)
+            raise (UnreachableError if away else DataHubUnavailableError)(words, "timeout") from error
         except httpx.HTTPError as error:
-            self._observe(operation, "connection")
             words = str(error) or type(error).__name__
-            raise DataHubUnavailableError(f"DataHub could not be reached: {words}") from error
-        self.date = answer.headers.get("date")
-        failure = _failure(answer)
-        self._observe(operation, str(answer.status_code) if failure else None)
-        if failure:
-            raise failure
-        try:
-            return answer.json()
-        except ValueError as error:
-            self._observe(operation, "invalid")
-            kind = answer.headers.get("content-type", "no content type")
-            raise DataHubUnavailableError(
-                f"something in front of DataHub answered {method} {path} with {kind}, not JSON: "
-                "check DATAHUB_GMS_URL and the proxies in between"
+            raise UnreachableError(
+                f"DataHub could not be reached at {self._client.base_url.netloc.decode()} ({words}): check "
+                "DATAHUB_GMS_URL, and that the network lets us through"
             ) from error
-
-
-class GraphQLAnswer:
-    """Data, and the errors that came with it."""
-
-    def __init__(self, data: Mapping[str, Any], errors: list[dict[str, Any]]) -> None:
-        self.data = data
-        self.errors = errors
-
-    def field(self, name: str) -> Any:  # noqa: ANN401 - JSON
-        """One root field of the data.
-
-        Raises:
-            DataHubRefusedError: the answer has errors and nothing in this field.
-        """
-        value = self.data.get(name)
-        if value is None and self.errors:
-            words = "; ".join(str(error.get("message")) for error in self.errors)
-            raise DataHubRefusedError(f"DataHub refused {name}: {words}")
-        return value
-
-    @property
-    def invalid(self) -> str | None:
-        """Why the server's schema does not allow the document: such errors have no path into the data."""
-        if self.data:
-            return None
-        words = [str(error.get("message")) for error in self.errors if not error.get("path")]
-        return "; ".join(words) or None
+        except ValueError as error:  # half a character, or a number that JSON does not have
+            raise DataHubRefusedError(f"{where} can't be sent as JSON: {type(error).__name__}") from error
+        self.date = answer.headers.get("date")
+        return answer
 
 
 @asynccontextmanager
@@ -127,23 +142,58 @@ async def open_transport(base_url: str, token: str | None, observe: Observer) ->
         yield Transport(client, observe)
 
 
-def _failure(answer: httpx.Response) -> Exception | None:
-    code = answer.status_code
-    if code < 300:
-        return None
-    where = f"{answer.request.method} {answer.request.url.path}"
-    if ruled := refusal(answer.text):
-        return ruled
+def _parsed(answer: httpx.Response) -> Any:  # noqa: ANN401 - JSON
+    if answer.status_code >= 300:
+        raise _failure(answer)
+    try:
+        return json.loads(answer.content)
+    except (ValueError, RecursionError) as error:
+        kind = shortened(answer.headers.get("content-type", "no content type"))
+        raise NotUnderstoodError(f"{_where(answer)} brought {kind}, not JSON that can be read") from error
+
+
+def _failure(answer: httpx.Response) -> DataHubError:
+    code, where = answer.status_code, _where(answer)
+    text = answer.content.decode(errors="replace")
     if code in {401, 403}:
         return UnauthorizedError(
             f"DataHub answered {code} to {where}: check DATAHUB_GMS_TOKEN (expired, revoked, or it lacks a "
-            "privilege)"
+            "privilege)",
+            str(code),
         )
-    if code >= 500 or code in _WAIT_AND_SEE:
-        return DataHubUnavailableError(f"DataHub answered {code} to {where}")
+    if ruled := refusal(text):
+        return ruled
+    if code == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
+        return TooLargeError(f"DataHub, or a proxy in between, finds {where} too large (413)")
+    if code >= 500 or code in WAIT_AND_SEE:
+        return DataHubUnavailableError(
+            f"DataHub answered {code} to {where}: see its own log, or that of the proxy in front of it",
+            str(code),
+        )
     if code < 400:
-        target = answer.headers.get("location", "elsewhere")
-        return DataHubRefusedError(
-            f"{where} is redirected to {target}: set DATAHUB_GMS_URL to the final address"
+        target = shortened(answer.headers.get("location", "elsewhere"))
+        return DataHubUnavailableError(
+            f"{where} is redirected to {target}: set DATAHUB_GMS_URL to the final address, or log in to the "
+            "proxy in between",
+            str(code),
         )
-    return DataHubRefusedError(f"DataHub answered {code} to {where}: check DATAHUB_GMS_URL")
+    if code in _NOT_DATAHUB:
+        return DataHubUnavailableError(
+            f"{code} was answered to {where}, which DataHub knows: check DATAHUB_GMS_URL", str(code)
+        )
+    said = _message(text) or "it does not say why"
+    return DataHubRefusedError(f"DataHub answered {code} to {where}: {said}", str(code))
+
+
+def _where(answer: httpx.Response) -> str:
+    return f"{answer.request.method} {answer.request.url.path}"
+
+
+def _message(text: str) -> str | None:
+    """What DataHub's own error pages say, which are JSON."""
+    try:
+        page = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    message = page.get("message") if isinstance(page, dict) else None
+    return shortened(message) if isinstance(message, str) and message else None

@@ -8,14 +8,24 @@ from pathlib import Path
 _SENSITIVE = re.compile(
     r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|PRIVATE|API_?KEY|ACCESS_?KEY|_PAT$", re.IGNORECASE
 )
+# ... unless the name goes on to say that it only leads to the secret, or names its owner.
+_HARMLESS = re.compile(r"(?:_ID|_FILE|_PATH|_ARN|_NAME)$", re.IGNORECASE)
+_PLAIN_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^@]*", re.IGNORECASE)  # without user and password
+_MIN_SECRET = 6  # characters; a shorter value of a variable is a word such as `test`, found everywhere
 # The scratch folder goes with the run; the other one would give the venv's Python our standard library.
 _NOT_INHERITED = ("TMPDIR", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV")
 _SETTINGS_OF_THE_EXECUTOR = ("EXECUTOR_TASK_MEMORY_LIMIT", "EXECUTOR_TASK_WEIGHT")
 
 
 def sensitive_values(env: Mapping[str, str]) -> list[str]:
-    """The values of variables whose name says that they are secret."""
-    return [value for name, value in env.items() if value and _SENSITIVE.search(name)]
+    """The values of variables whose name says that they are secret, if they are long enough to be."""
+    return [value for name, value in env.items() if len(value) >= _MIN_SECRET and _is_secret(name, value)]
+
+
+def _is_secret(name: str, value: str) -> bool:
+    if not _SENSITIVE.search(name) or _HARMLESS.search(name):
+        return False
+    return not (name.upper().endswith("_URL") and _PLAIN_URL.fullmatch(value))
 
 
 def run_environment(

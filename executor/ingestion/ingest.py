@@ -1,24 +1,23 @@
 """One ingestion, as the CLI runs it: recipe and secrets, venv, process, what it reported."""
 
-import json
-import shutil
-import tempfile
-import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 import uv
 from anyio import to_thread
 
-from executor.ingestion.ending import describe
+from executor.ingestion.ending import Ending, cause, describe
 from executor.ingestion.environment import run_environment, sensitive_values
 from executor.ingestion.masking import Masker, MaskRegistry
 from executor.ingestion.output import OutputBuffer, in_units
-from executor.ingestion.process import Command, ProcessStartError, run_process
+from executor.ingestion.process import Command, Exit, ProcessStartError, run_process
 from executor.ingestion.recipe import Recipe, RecipeError, parse_recipe, stdin_for
+from executor.ingestion.run_folder import RunFolder, sweep
 from executor.ingestion.secrets import (
     EnvironmentSecretStore,
     FileSecretStore,
@@ -30,9 +29,10 @@ from executor.ingestion.venv import Venv, VenvCache, VenvError, venv_spec
 from executor.requests import ExecutionRequest, TaskName
 from executor.settings import Settings
 
-ARTIFACTS_KEPT = 7 * 86400.0  # seconds that what a source left behind is kept
-REPORT_LIMIT = 16 * 1024 * 1024  # bytes of a structured report; no aspect takes more
-LAST_OUTPUT = 8 * 1024  # bytes of the log in which the reason of an end is looked for
+LARGE = 64 * 1024  # characters of a recipe, bytes of a report; work on more would keep other runs waiting
+LAST_OUTPUT = 16 * 1024  # bytes of the log in which the reason of an end is looked for
+
+Result = TypeVar("Result")
 
 
 class IngestError(Exception):
@@ -41,12 +41,16 @@ class IngestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How the CLI ended: the words for it, a line on what it used, and the report file that it wrote."""
+    """How the CLI ended: the words for it, lines for the report's summary, and the report file that it wrote.
+
+    `clean_up` removes what the run left on the disk, which may take a while: await it once the end is stored.
+    """
 
     succeeded: bool
     words: str
-    usage: str
+    notes: tuple[str, ...]
     structured_report: bytes | None
+    clean_up: Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,8 @@ class Ingestion:
         """
         environment = EnvironmentSecretStore({**self._env, **request.extra_env_vars})
         try:
-            return await resolve(recipe.references, [self._files, environment, *self._stores])
+            references = await _apart(len(request.recipe), lambda: recipe.references)
+            return await resolve(references, [self._files, environment, *self._stores])
         except SecretError as error:
             raise IngestError(str(error)) from error
 
@@ -136,35 +141,41 @@ class Ingestion:
         grace: Callable[[], float],
         at_exit: Callable[[], None],
     ) -> Ended:
-        """Run the CLI to its end; being cancelled ends its whole tree, `grace()` seconds after SIGTERM by force.
+        """Run the CLI to its end; see `Ended` for what is left to do then.
+
+        Being cancelled ends its whole tree, `grace()` seconds after SIGTERM by force.
 
         Raises:
             IngestError: it could not be started.
         """
         try:
-            folder = _RunFolder.make(self._settings.work_dir, prepared.request.exec_id)
+            folder = RunFolder.make(self._settings.work_dir, prepared.request.exec_id)
         except OSError as error:
             raise IngestError(
                 f"a folder for the run can't be made in {self._settings.work_dir} ({error.strerror}): free some "
                 "space there, or set DATAHUB_EXECUTOR_WORK_DIR to another place"
             ) from error
+        clean_up: Callable[[], Awaitable[None]] = partial(_clear, folder, self._settings.work_dir)
         try:
-            command = self._command(prepared, folder)
-            ended = await run_process(command, output.feed, grace=grace, at_exit=at_exit)
+            command = await self._command(prepared, folder)
+            exited = await run_process(command, output.feed, grace=grace, at_exit=at_exit)
             output.finish()
-            ending = describe(ended, command.memory_limit, output.snapshot(LAST_OUTPUT))
-            peak = in_units(ended.peak_memory)
-            usage = f"Used:      {ended.cpu_seconds:.1f} s of processor time, {peak} at the peak"
-            return Ended(ending.succeeded, ending.words, usage, folder.structured_report())
-        except ProcessStartError as error:
-            raise IngestError(f"the run's process {error}") from error
-        finally:
+            with anyio.CancelScope(shield=True):  # it has ended by itself: that is what counts from here on
+                size = folder.report.stat().st_size if folder.report.exists() else 0
+                look = partial(_look_at, folder, exited, command.memory_limit, output)
+                ending, structured = await _apart(size, look)
+            if folder.clear_if_clean():
+                clean_up = _nothing
+            notes = _notes(exited, command.memory_limit, prepared.venv.warnings)
+            return Ended(ending.succeeded, ending.words, notes, structured, clean_up)
+        except BaseException as error:
             output.finish()
-            if not folder.clear_if_clean():
-                with anyio.CancelScope(shield=True):
-                    await to_thread.run_sync(folder.clear, self._settings.work_dir)
+            await clean_up()
+            if isinstance(error, ProcessStartError):
+                raise IngestError(f"the run's process {error}") from error
+            raise
 
-    def _command(self, prepared: Prepared, folder: "_RunFolder") -> Command:
+    async def _command(self, prepared: Prepared, folder: RunFolder) -> Command:
         request, settings = prepared.request, self._settings
         token = settings.gms_token.get_secret_value() if settings.gms_token else None
         arguments = ["--debug"] if request.debug_mode else []
@@ -185,7 +196,10 @@ class Ingestion:
                 debug=request.debug_mode,
             ),
             cwd=folder.scratch,
-            stdin=stdin_for(prepared.venv.cli_version, prepared.recipe, prepared.secrets),
+            stdin=await _apart(
+                len(request.recipe),
+                partial(stdin_for, prepared.venv.cli_version, prepared.recipe, prepared.secrets),
+            ),
             memory_limit=limit * 1024 if limit is not None else None,
         )
 
@@ -194,7 +208,11 @@ class Ingestion:
 async def open_ingestion(
     settings: Settings, env: Mapping[str, str], datahub_secrets: SecretStore, maskers: MaskRegistry
 ) -> AsyncIterator[Ingestion]:
-    """The means to run ingestions; leaving it ends the venv builds that are under way."""
+    """The means to run ingestions; leaving it ends the venv builds that are under way.
+
+    What the runs of a killed executor left on the disk is removed first.
+    """
+    await to_thread.run_sync(sweep, settings.work_dir)
     async with VenvCache(
         root=settings.work_dir / "venvs",
         bundled=settings.bundled_venv_path,
@@ -204,65 +222,33 @@ async def open_ingestion(
         yield Ingestion(settings, env, [datahub_secrets], venvs, maskers)
 
 
-@dataclass(frozen=True, slots=True)
-class _RunFolder:
-    """A run's place on the disk: scratch space and report go with the run, artifacts stay for a while."""
-
-    path: Path
-    artifacts: Path
-
-    @classmethod
-    def make(cls, work_dir: Path, exec_id: str) -> "_RunFolder":
-        runs, artifacts = work_dir / "runs", work_dir / "artifacts" / exec_id
-        runs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = cls(Path(tempfile.mkdtemp(prefix=f"{exec_id}.", dir=runs)), artifacts)
-        folder.scratch.mkdir()
-        artifacts.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return folder
-
-    @property
-    def scratch(self) -> Path:
-        return self.path / "tmp"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.json"
-
-    def structured_report(self) -> bytes | None:
-        """The file that the CLI wrote, if it is there and JSON."""
-        try:
-            with self.report.open("rb") as file:
-                data = file.read(REPORT_LIMIT)
-            json.loads(data)
-        except (OSError, ValueError):
-            return None
-        return data
-
-    def clear_if_clean(self) -> bool:
-        """Remove it if the run left nothing, which takes no time; False if there is more to do."""
-        try:
-            self.report.unlink(missing_ok=True)
-            self.scratch.rmdir()
-            self.path.rmdir()
-            self.artifacts.rmdir()
-        except OSError:
-            return False
-        return True
-
-    def clear(self, work_dir: Path) -> None:
-        """Remove it, except for artifacts, of which the old ones go."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        try:
-            self.artifacts.rmdir()
-        except OSError:  # the source left something there
-            _prune((work_dir / "artifacts").iterdir())
+async def _apart(size: int, work: Callable[[], Result]) -> Result:
+    """Do what takes long in a thread, so that other runs go on meanwhile."""
+    return await to_thread.run_sync(work) if size > LARGE else work()
 
 
-def _prune(folders: Iterable[Path]) -> None:
-    for folder in folders:
-        try:
-            old = folder.stat().st_mtime < time.time() - ARTIFACTS_KEPT
-        except OSError:
-            continue
-        if old:
-            shutil.rmtree(folder, ignore_errors=True)
+def _look_at(
+    folder: RunFolder, exited: Exit, memory_limit: int | None, output: OutputBuffer
+) -> tuple[Ending, bytes | None]:
+    """What became of a run, from its exit code, the last of its log and its report."""
+    structured, log = folder.structured_report(), output.snapshot(LAST_OUTPUT)
+    why = cause(log, structured, output.masker.mask) if exited.returncode else None
+    return describe(exited, memory_limit, log, why), structured
+
+
+def _notes(exited: Exit, memory_limit: int | None, warnings: Sequence[str]) -> tuple[str, ...]:
+    peak = in_units(exited.peak_memory)
+    notes = [f"Used:      {exited.cpu_seconds:.1f} s of processor time, {peak} at the peak"]
+    if memory_limit is not None:
+        notes.append(f"Memory limit: {in_units(memory_limit)} of address space (EXECUTOR_TASK_MEMORY_LIMIT)")
+    return (*notes, *(f"Warning:   {warning}" for warning in warnings))
+
+
+async def _clear(folder: RunFolder, work_dir: Path) -> None:
+    with anyio.CancelScope(shield=True):
+        if not folder.clear_if_clean():
+            await to_thread.run_sync(folder.clear, work_dir)
+
+
+async def _nothing() -> None:
+    """Where nothing is left to clean up."""

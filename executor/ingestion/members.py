@@ -36,7 +36,11 @@ class Member:
 
 
 def members_of(session: int, mark: int) -> Iterator[Member]:
-    """The processes of that session or with that mark, dead ones that nobody has collected included."""
+    """The processes of that session or with that mark, dead ones that nobody has collected included.
+
+    Raises:
+        OSError: they can't be looked at: this process has no file descriptor left, say.
+    """
     for entry in os.listdir("/proc"):  # noqa: PTH208 - numbers only, no Path objects in a hot loop
         if not entry.isdigit():
             continue
@@ -68,7 +72,7 @@ def _look_at(pid: int) -> Member | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - as above
             fields = file.read().rpartition(b")")[2].split(maxsplit=4)
-    except OSError:  # it ended meanwhile
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # it ended meanwhile
         return None
     return Member(pid, fields[0].decode(), *map(int, fields[1:4]))
 

@@ -5,7 +5,7 @@ import re
 from collections import deque
 from typing import Final
 
-from executor.ingestion.masking import StreamMasker
+from executor.ingestion.masking import Masker, StreamMasker
 
 LIMIT_BYTES: Final = 2 * 1024 * 1024  # of the newest lines are kept, and at most a chunk more
 LINE_LIMIT: Final = 16 * 1024  # bytes of one line
@@ -25,7 +25,7 @@ class OutputBuffer:
     def __init__(
         self, masker: StreamMasker, limit_bytes: int = LIMIT_BYTES, line_limit: int = LINE_LIMIT
     ) -> None:
-        self._masker = masker
+        self._stream = masker
         self._limit = limit_bytes
         self._line_limit = line_limit
         self._blocks: deque[tuple[bytes, int]] = deque()  # whole lines, and how many
@@ -43,6 +43,11 @@ class OutputBuffer:
         """Bytes fed so far, whatever was cut or is still held back by the masker."""
 
     @property
+    def masker(self) -> Masker:
+        """What keeps secrets out of it."""
+        return self._stream.masker
+
+    @property
     def total_lines(self) -> int:
         """Lines so far, the unfinished one included."""
         return self._ended_lines + bool(self._line)
@@ -50,15 +55,15 @@ class OutputBuffer:
     def feed(self, chunk: bytes) -> None:
         """Take what the process wrote; a chunk may end anywhere."""
         self.total_bytes += len(chunk)
-        self._take(self._masker.feed(chunk))
+        self._take(self._stream.feed(chunk))
 
     def finish(self) -> None:
         """End a process's output: what the masker held back comes out. Another's may follow."""
-        self._take(self._masker.flush())
+        self._take(self._stream.flush())
 
     def note(self, text: str) -> None:
         """Put a line of ours into the log; an unfinished line before it ends here."""
-        line = self._masker.masker.mask(text).encode("utf-8", "replace") + b"\n"
+        line = self.masker.mask(text).encode("utf-8", "replace") + b"\n"
         self._take(b"\n" + line if self._line else line)
 
     def snapshot(self, limit_bytes: int = LIMIT_BYTES) -> str:

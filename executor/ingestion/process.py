@@ -1,5 +1,6 @@
 """A run's process tree: started, fed, read, measured, and ended without remains. Linux only."""
 
+import errno
 import fcntl
 import os
 import resource
@@ -101,7 +102,12 @@ class ProcessTree:
         _limit(process.pid, resource.RLIMIT_CORE, 0)  # a core file would put secrets on the disk
         if command.memory_limit is not None:
             _limit(process.pid, resource.RLIMIT_AS, command.memory_limit)
-        return cls(process, mark, before)
+        try:
+            return cls(process, mark, before)
+        except OSError as error:
+            with process:  # closes its pipes and collects it
+                _kill(os.killpg, process.pid, signal.SIGKILL)
+            raise ProcessStartError(command.argv[0], _reason(error, command)) from error
 
     async def feed(self, data: bytes) -> None:
         """Write `data` to its standard input and close it; a process that does not want to read it may."""
@@ -139,9 +145,15 @@ class ProcessTree:
         """Return once the leader ended; it stays unreaped, see `reap`."""
         await anyio.wait_readable(self._pidfd)
 
-    def members(self) -> list[Member]:
-        """The living processes of this tree, also those that left its session or lost their parent."""
-        return [member for member in members_of(self.pid, self._mark) if member.alive]
+    def members(self) -> list[Member] | None:
+        """The living processes of this tree, also those that left its session or lost their parent.
+
+        None if nobody knows: without a free file descriptor the system can't be asked.
+        """
+        try:
+            return [member for member in members_of(self.pid, self._mark) if member.alive]
+        except OSError:
+            return None
 
     async def end(self, grace: Callable[[], float]) -> int:
         """End the whole tree: SIGTERM, then SIGKILL. Returns how many processes it had.
@@ -151,16 +163,16 @@ class ProcessTree:
         count, told_at = 0, anyio.current_time()
         if grace() > 0:
             members = self.members()
-            count = len(members)
-            self._send(signal.SIGTERM, members)
-            self._send(signal.SIGCONT, members)  # a stopped process could not obey
-            while self.members() and anyio.current_time() - told_at < grace():  # noqa: ASYNC110 - see below
+            count = len(members or ())
+            self._send(signal.SIGTERM, members or ())
+            self._send(signal.SIGCONT, members or ())  # a stopped process could not obey
+            while self.members() != [] and anyio.current_time() - told_at < grace():  # noqa: ASYNC110 - see below
                 await anyio.sleep(MEMBER_POLL)  # the kernel has no event for "this session is empty"
         for _ in range(KILL_ROUNDS):
             members = self.members()
-            count = max(count, len(members))
-            self._send(signal.SIGKILL, members)
-            if not members:
+            count = max(count, len(members or ()))
+            self._send(signal.SIGKILL, members or ())
+            if members == []:
                 break
             await anyio.sleep(MEMBER_POLL)
         return count
@@ -168,9 +180,15 @@ class ProcessTree:
     def reap(self, left_behind: int) -> Exit:
         """Collect the leader's end, which `exited` has seen, and close its descriptors."""
         # Where this process is the container's first one, orphans of the run have become its children.
-        for member in members_of(self.pid, self._mark):
-            if member.parent == os.getpid() and member.pid != self.pid:
-                _collect(member.pid)
+        try:
+            orphans = [
+                member.pid for member in members_of(self.pid, self._mark) if member.parent == os.getpid()
+            ]
+        except OSError:
+            orphans = []  # there is no descriptor to look with; the leader is known, and what it holds goes
+        for pid in orphans:
+            if pid != self.pid:
+                _collect(pid)
         _, status, usage = os.wait4(self.pid, 0)
         self._process.returncode = os.waitstatus_to_exitcode(status)
         self._stdin.close()
@@ -256,6 +274,8 @@ def _reason(error: OSError, command: Command) -> str:
         return f"the folder {command.cwd} can't be entered: {reason}"
     if isinstance(error, FileNotFoundError) and Path(command.argv[0]).is_file():
         return f"{reason}: the interpreter that its first line names, or a library"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{reason}: give the executor a higher limit on open files (nofile), or let fewer runs go at a time"
     return reason
 
 

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from typing import Any, Final
 
 import yaml
@@ -13,8 +12,10 @@ from packaging.version import Version
 from executor.ingestion.references import SecretReferences, references, substitute
 
 ENVELOPE_SINCE: Final = Version("1.5.0.15")  # the first CLI that takes secrets beside the recipe
-MAX_YAML: Final = 2 * 1024 * 1024  # characters: some seconds of parsing
-MAX_NODES: Final = 200_000  # values in a YAML recipe, aliases counted as often as they are used
+MAX_RECIPE: Final = 1024 * 1024  # characters; no message of the queue holds more (contract, section 2)
+# What reading YAML may take, a thousand times what people write: some tenths of a second. JSON is read in less.
+MAX_YAML: Final = 256 * 1024  # characters
+MAX_NODES: Final = 25_000  # values, aliases counted as often as they are used
 MAX_DEPTH: Final = 100  # levels
 _MAX_JSON_KEY: Final = (
     80  # characters; YAML takes no key over 1024, which an escaped one reaches 12 times sooner
@@ -44,7 +45,14 @@ class Recipe:
     @property
     def references(self) -> SecretReferences:
         """The names that its strings (not its keys) refer to."""
-        return reduce(SecretReferences.__or__, map(references, _strings(self.document)), SecretReferences())
+        required: set[str] = set()
+        optional: set[str] = set()
+        for text in _strings(self.document):
+            if "$" in text:
+                found = references(text)
+                required |= found.required
+                optional |= found.optional
+        return SecretReferences(frozenset(required), frozenset(optional - required))
 
     def substituted(self, values: Mapping[str, str]) -> dict[str, Any]:
         """The document with these values in it, in such a form that they survive the CLI's own expansion.
@@ -60,6 +68,10 @@ def parse_recipe(text: str) -> Recipe:
     Raises:
         RecipeError: it is neither, or not a recipe.
     """
+    if len(text) > MAX_RECIPE:
+        raise RecipeError(
+            f"the recipe is larger than {MAX_RECIPE:,} characters, the most that a message holds"
+        )
     document = _parse(text.removeprefix("\ufeff"))
     if not isinstance(document, dict):
         raise RecipeError("the recipe must be an object with a `source`, not a list or a single value")
@@ -84,8 +96,8 @@ def parse_recipe(text: str) -> Recipe:
 def stdin_for(cli_version: Version | None, recipe: Recipe, secrets: Mapping[str, str]) -> bytes:
     """What the CLI reads from standard input, in ASCII.
 
-    That is the envelope or, for an older CLI, the recipe with the values in it, which every CLI understands:
-    so one of unknown version (None) gets it too.
+    It is the envelope or, for an older CLI, the recipe with the values in it, which every CLI understands: so
+    one of unknown version (None) gets it too. A very large recipe takes some seconds.
     """
     if cli_version is None or cli_version < ENVELOPE_SINCE:
         return _yaml_text(recipe.substituted(secrets)).encode("ascii")
@@ -212,6 +224,6 @@ def _is_plain_json(node: object) -> bool:
     return node is None or isinstance(node, str | int)
 
 
-class _WithoutAliases(yaml.SafeDumper):
+class _WithoutAliases(yaml.CSafeDumper):
     def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 - PyYAML's signature
         return True

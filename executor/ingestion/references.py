@@ -10,7 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-_HAS_BRACES: Final = re.compile(r"\$\{.+\}")
+MAX_NESTING: Final = 32  # braces within braces; a string with more is left to the CLI
+
+_LITERAL: Final = re.compile(r"[^\\$]+")
+_BRACE: Final = re.compile(r"[{}]")
 _HEAD: Final = re.compile(r"\$(?P<bare>\$?\w*)(?:(?P<brace>\{)(?P<prefix>[!#]?)(?P<name>\$?\w*))?")
 _OPERATORS: Final = frozenset("-=+?")
 
@@ -41,10 +44,6 @@ class SecretReferences:
     required: frozenset[str] = frozenset()
     optional: frozenset[str] = frozenset()
 
-    def __or__(self, other: "SecretReferences") -> "SecretReferences":
-        required = self.required | other.required
-        return SecretReferences(required, (self.optional | other.optional) - required)
-
 
 def references(text: str) -> SecretReferences:
     """The names in one string of a recipe; none in a string that the CLI leaves alone or refuses."""
@@ -52,7 +51,7 @@ def references(text: str) -> SecretReferences:
         return SecretReferences()
     try:
         # A string that is only `$NAME` stays what it is where the name is unknown.
-        return _names(text, strict=_HAS_BRACES.search(text) is not None)
+        return _names(text, strict=_has_braces(text))
     except MalformedReferenceError:
         return SecretReferences()
 
@@ -67,11 +66,13 @@ def substitute(text: str, values: Mapping[str, str]) -> str:
         return text
     try:
         pieces = list(_pieces(text))
-        found = [piece for piece in pieces if isinstance(piece, Reference)]
-        known = [piece for piece in found if _all_names(piece.raw) & values.keys()]
-        if not known or (not _HAS_BRACES.search(text) and not _all_names(text) <= values.keys()):
+        known = [isinstance(piece, Reference) and _all_names(piece.raw) & values.keys() for piece in pieces]
+        if not any(known) or (not _has_braces(text) and not _all_names(text) <= values.keys()):
             return text
-        settled = [_settled(piece, values) if piece in known else piece for piece in pieces]
+        settled = [
+            _settled(piece, values) if is_known else piece
+            for piece, is_known in zip(pieces, known, strict=True)
+        ]
     except MalformedReferenceError:
         return text
     plain = "".join(piece if isinstance(piece, str) else piece.raw for piece in settled)
@@ -84,7 +85,16 @@ def substitute(text: str, values: Mapping[str, str]) -> str:
 
 
 def _is_expanded(text: str) -> bool:
-    return text.startswith("$") or _HAS_BRACES.search(text) is not None
+    return "$" in text and (text.startswith("$") or _has_braces(text))
+
+
+def _has_braces(text: str) -> bool:
+    """Whether `\\$\\{.+\\}` is in it, in a time that grows with its length alone."""
+    for line in text.split("\n"):
+        start = line.find("${")
+        if start != -1 and line.rfind("}") > start + 2:
+            return True
+    return False
 
 
 def _escaped(literal: str) -> str:
@@ -172,6 +182,10 @@ def _pieces(text: str) -> Iterator[str | Reference]:
     literal: list[str] = []
     at = 0
     while at < len(text):
+        if plain := _LITERAL.match(text, at):
+            literal.append(plain[0])
+            at = plain.end()
+            continue
         head = _HEAD.match(text, at)
         if text[at] == "\\":
             quoted = text[at + 1 : at + 2]
@@ -213,9 +227,11 @@ def _reference(text: str, head: re.Match[str]) -> tuple[Reference, int]:
 
 def _closing_brace(text: str, at: int) -> int:
     depth = 0
-    for brace in re.compile("[{}]").finditer(text, at):
+    for brace in _BRACE.finditer(text, at):
         if brace[0] == "{":
             depth += 1
+            if depth > MAX_NESTING:
+                raise MalformedReferenceError("references are nested too deep")
         elif depth:
             depth -= 1
         else:

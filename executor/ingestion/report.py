@@ -11,6 +11,7 @@ from executor.ingestion.masking import Masker
 # DataHub refuses an aspect of more than 15,368,520 characters of JSON. The margin is for the rest of it.
 MAX_STORED: Final = 15_000_000 - 64 * 1024
 _MAX_SUMMARY: Final = 100_000  # characters
+_MAX_INDENTED: Final = 256 * 1024  # characters; indenting more takes too long, and nobody reads it
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +72,13 @@ def fit(
 def render_report(summary: Summary, structured: str | None, log: str, max_chars: int, masker: Masker) -> str:
     """Summary, structured report and log, masked, of at most `max_chars` as `stored_size` counts them.
 
-    The structured report gives way where it would take more than half of the room, then the oldest lines.
+    The structured report is indented, its empty fields left out. It gives way where it would take more than
+    half of the room, then the oldest lines.
     """
     head = _clean(_summary_text(summary), masker)[:_MAX_SUMMARY]
     room = max_chars - stored_size(head)
     if structured is not None:
-        section = f"\n== Structured report ==\n{_clean(structured, masker)}\n"
+        section = f"\n== Structured report ==\n{_clean(_for_people(structured), masker)}\n"
         if stored_size(section) > room // 2:
             section = (
                 "\n== Structured report ==\n[… too large to be shown here: it is stored beside this report]\n"
@@ -107,6 +109,25 @@ def _duration_text(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min {rest} s" if hours else f"{minutes} min {rest} s"
+
+
+def _for_people(structured: str) -> str:
+    """The JSON text indented, without fields that say nothing: an empty text, list or object, 0, null."""
+    if len(structured) > _MAX_INDENTED:
+        return structured
+    try:
+        return json.dumps(_without_empty(json.loads(structured)), indent=2, ensure_ascii=False)
+    except RecursionError:  # nested too deep for Python's own writer, which is the one that indents
+        return structured
+
+
+def _without_empty(node: object) -> object:
+    if isinstance(node, dict):
+        kept = ((key, _without_empty(child)) for key, child in node.items())
+        return {key: child for key, child in kept if isinstance(child, bool) or child}
+    if isinstance(node, list):
+        return [_without_empty(child) for child in node]
+    return node
 
 
 def _clean(text: str, masker: Masker) -> str:

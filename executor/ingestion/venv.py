@@ -5,6 +5,7 @@ import platform
 import sys
 import sysconfig
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
@@ -96,7 +97,11 @@ class VenvCache:
         environ = self._uv.environment(spec)
         version = await self._get_latest(spec, environ, log) if spec.version == LATEST else spec.version
         key = venv_key(spec, version, _PYTHON, environ)
-        return self._store.find(key) or await self._get_built(key, spec, version, log)
+        try:
+            found = self._store.find(key)
+        except OSError as error:
+            raise VenvError(_disk_words(error, self._root)) from error
+        return found or await self._get_built(key, spec, version, log)
 
     def _get_bundled(self, spec: VenvSpec, log: Log) -> Venv:
         if spec.plugin is None:
@@ -128,6 +133,8 @@ class VenvCache:
                     latest.found(await self._uv.latest(spec, self._root))
                 except VenvError as error:
                     latest.failed(str(error))
+                except Exception as error:  # noqa: BLE001 - the next one in the queue must not fail on it, too
+                    latest.failed(_unexpected("the latest version could not be looked up", spec, error, log))
         version = latest.version
         if latest.failure is not None:
             family = venv_family(spec, _PYTHON, environ)
@@ -152,6 +159,9 @@ class VenvCache:
             if not build.listeners and not build.done.is_set():
                 self._forget(key, build)  # whoever asks next begins anew, once this one is cleared away
                 build.scope.cancel()
+        if build.defect is not None:
+            failure = _unexpected("the venv could not be built", spec, build.defect, log)
+            raise VenvError(failure) from build.defect
         if build.venv is None:
             raise VenvError(build.failure)
         return build.venv
@@ -167,15 +177,19 @@ class VenvCache:
             with build.scope:
                 async with self._store.building(key, build.say) as directory:
                     if directory is not None:
-                        path, cli = await self._uv.build(spec, version, directory, build.say)
+                        built = await self._uv.build(spec, version, directory, build.say)
                         family = venv_family(spec, _PYTHON, self._uv.environment(spec))
-                        self._store.publish(key, path, spec=spec, version=version, cli=cli, family=family)
+                        self._store.publish(key, built, spec=spec, version=version, family=family)
                         say(build.say, f"Built in {anyio.current_time() - started:.1f} s")
                 build.venv = self._store.find(key)
         except VenvError as error:
             build.failure = str(error)
         except OSError as error:
             build.failure = _disk_words(error, self._root)
+        # The edge of a task that lives in the whole service's: whatever a package of somebody's own brings
+        # about here must end this build alone. Who asked for it is told, in `_get_built`.
+        except Exception as error:  # noqa: BLE001 - see above
+            build.defect = error
         finally:
             self._forget(key, build)
             build.done.set()
@@ -214,6 +228,7 @@ class _Build:
         self.done = anyio.Event()
         self.listeners: list[Log] = []
         self.venv: Venv | None = None
+        self.defect: Exception | None = None
         self.failure = "the venv was not built: the executor is stopping, or someone removed it. Try again."
         self._history: deque[bytes] = deque(maxlen=_HISTORY)
 
@@ -239,3 +254,10 @@ def _disk_words(error: OSError, root: Path) -> str:
             f"the venv could not be built: the disk is full. Free space in {root} or give it a larger disk."
         )
     return f"the venv could not be built in {root}: {error.strerror}. Check its owner and permissions."
+
+
+def _unexpected(what: str, spec: VenvSpec, error: Exception, log: Log) -> str:
+    """Words for an error that nobody thought of; the log gets all of it."""
+    say(log, spec.mask("".join(traceback.format_exception(error)).rstrip()))
+    reason = spec.mask(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+    return f"{what}: {reason}. The log below has the details; check the CLI version and the requirements."

@@ -72,6 +72,11 @@ class VenvSpec:
     secret_values: tuple[str, ...] = field(repr=False)
     environment: tuple[tuple[str, str], ...] = field(repr=False)
 
+    @property
+    def extras(self) -> list[str]:
+        """The extras of the CLI that it asks for, normalised."""
+        return _extras(self)
+
     def cli_requirement(self, version: str, *, plugins: bool) -> str:
         """The requirement line for the CLI at `version` (a PEP 440 version or a wheel's address)."""
         names = _extras(self) if plugins else []

@@ -15,22 +15,37 @@ import anyio
 from anyio import to_thread
 from packaging.version import InvalidVersion, Version
 
-from executor.ingestion.venv_build import Log, say
+from executor.ingestion.venv_build import Built, Log, say
 from executor.ingestion.venv_spec import VenvSpec, is_wheel
 
 _MARKER = "complete.json"
 _BUILDING = ".building-"
+_LOCK = ".lock-"
 _LOCK_POLL = 0.2  # seconds between tries for a venv that another executor process builds
 
 
 @dataclass(frozen=True)
 class Venv:
-    """A venv that is ready. `command` starts the CLI, to be followed by its arguments."""
+    """A venv that is ready. `command` starts the CLI, to be followed by its arguments.
+
+    `warnings` tell of plugins that this CLI does not have.
+    """
 
     path: Path
     cli_version: Version | None
     python: Path
     command: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Marker:
+    """What `complete.json` tells: `version` as it was asked for, a number or a wheel's address."""
+
+    version: str
+    cli_version: Version
+    family: str
+    warnings: tuple[str, ...]
 
 
 class VenvStore:
@@ -61,7 +76,7 @@ class VenvStore:
             return None
         # Through Python rather than by the script's first line, which is a shell's: two processes less.
         command = (str(python), str(path / "bin" / "datahub"))
-        venv = Venv(path, Version(content["cli_version"]), python, command)
+        venv = Venv(path, content.cli_version, python, command, content.warnings)
         self._known[key] = (inode, venv)
         return venv
 
@@ -72,9 +87,9 @@ class VenvStore:
     def _newest_version(self, family: str) -> str | None:
         markers = (_read_marker(path) for path in self._root.glob(f"*/{_MARKER}"))
         versions = [
-            Version(marker["version"])
+            Version(marker.version)
             for marker in markers
-            if marker is not None and marker["family"] == family and not is_wheel(marker["version"])
+            if marker is not None and marker.family == family and not is_wheel(marker.version)
         ]
         return str(max(versions)) if versions else None
 
@@ -99,19 +114,19 @@ class VenvStore:
                 with anyio.CancelScope(shield=True):
                     await _remove(directory)
         finally:
-            os.close(lock)
+            self._unlock(key, lock)
 
-    def publish(
-        self, key: str, venv: Path, *, spec: VenvSpec, version: str, cli: Version, family: str
-    ) -> None:
-        """Give the complete `venv`, built in a folder of `building`, its place under `key`."""
+    def publish(self, key: str, built: Built, *, spec: VenvSpec, version: str, family: str) -> None:
+        """Give the complete venv, built in a folder of `building`, its place under `key`."""
+        venv = built.path
         content = {
             "version": version,
             "plugin": spec.plugin,
             "extra_plugins": spec.extra_plugins,
             "extra_requirements": spec.extra_requirements,
-            "cli_version": str(cli),
+            "cli_version": str(built.cli_version),
             "family": family,
+            "warnings": built.warnings,
             "created": self._clock(),
         }
         (venv / _MARKER).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -128,12 +143,17 @@ class VenvStore:
         """
         self._root.mkdir(parents=True, exist_ok=True)
         for path in self._root.glob(f"{_BUILDING}*"):
-            lock = self._try_lock(path.name.removeprefix(_BUILDING).partition("-")[0])
+            key = path.name.removeprefix(_BUILDING).partition("-")[0]
+            lock = self._try_lock(key)
             if lock is not None:
                 try:
                     await _remove(path)
                 finally:
-                    os.close(lock)
+                    self._unlock(key, lock)
+        for path in self._root.glob(f"{_LOCK}*"):
+            key = path.name.removeprefix(_LOCK)
+            if (lock := self._try_lock(key)) is not None:
+                self._unlock(key, lock)
 
     async def _lock(self, key: str, log: Log) -> int:
         if (lock := self._try_lock(key)) is not None:
@@ -145,24 +165,35 @@ class VenvStore:
 
     def _try_lock(self, key: str) -> int | None:
         """A descriptor that holds the lock of `key`, which the kernel lets go when this process dies."""
-        descriptor = os.open(self._root / f".lock-{key}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        path = self._root / f"{_LOCK}{key}"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        return descriptor
+            if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                return descriptor
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        os.close(descriptor)  # another has it, or had it until now and removed the file that we opened
+        return None
+
+    def _unlock(self, key: str, lock: int) -> None:
+        """Remove the lock's file while it is held, then let it go: who opened it meanwhile will see that."""
+        with suppress(OSError):
+            (self._root / f"{_LOCK}{key}").unlink()
+        os.close(lock)
 
 
 async def _remove(path: Path) -> None:
     await to_thread.run_sync(lambda: shutil.rmtree(path, ignore_errors=True))
 
 
-def _read_marker(path: Path) -> dict[str, str] | None:
+def _read_marker(path: Path) -> _Marker | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        marker = {name: str(content[name]) for name in ("version", "cli_version", "family")}
-        Version(marker["cli_version"])
+        version = str(content["version"])
+        if not is_wheel(version):
+            Version(version)
+        warnings = tuple(map(str, content.get("warnings", ())))
+        return _Marker(version, Version(str(content["cli_version"])), str(content["family"]), warnings)
     except (OSError, ValueError, KeyError, TypeError, InvalidVersion):
         return None  # cut short, or of another layout: as good as missing
-    return marker

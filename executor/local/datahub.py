@@ -16,15 +16,26 @@ from typing import Final
 import anyio
 from aiobotocore.session import get_session
 from aiohttp import web
+from botocore.exceptions import BotoCoreError
 
-from executor.local import graphql_api
-from executor.local.door import ADMIN_PREFIX, GRAPHQL_PATH, Door
-from executor.local.faults import Calls, Fault, Faults
-from executor.local.graphql_api import Generation, RunStateApi
-from executor.local.page_api import PageApi, Secret, Sender
-from executor.local.rest_api import OpenApi, RestLi
-from executor.local.rules import Json
-from executor.local.store import Store
+from executor.queue.name import QueueName
+
+try:
+    from executor.local import graphql_api
+    from executor.local.door import ADMIN_PREFIX, GRAPHQL_PATH, Door
+    from executor.local.faults import Calls, Fault, Faults
+    from executor.local.graphql_api import Generation, RunStateApi
+    from executor.local.page_api import PageApi, Secret, Sender
+    from executor.local.rest_api import OpenApi, RestLi
+    from executor.local.rules import Json
+    from executor.local.store import Store
+except ModuleNotFoundError as lacking:
+    if __name__ != "__main__":
+        raise
+    sys.stderr.write(
+        f"The DataHub stand-in needs {lacking.name}: pip install 'datahub-remote-executor[demo]'\n"
+    )
+    sys.exit(2)
 
 LOOPBACK: Final = "127.0.0.1"
 
@@ -230,8 +241,16 @@ async def stand_in(
 
 @asynccontextmanager
 async def queue_sender(queue_url: str) -> AsyncIterator[Sender]:
-    """Give a sender that puts change events on an SQS queue; endpoint, region and keys are botocore's own."""
-    async with get_session().create_client("sqs") as sqs:
+    """Give a sender that puts change events on an SQS queue; endpoint and keys are botocore's own.
+
+    The region is the one that the URL names, else that of AWS_REGION, AWS_DEFAULT_REGION or the profile.
+
+    Raises:
+        ValueError: it is no queue's URL.
+        BotoCoreError: a client can't be made of what the environment says.
+    """
+    region = QueueName.parse(queue_url).region or os.environ.get("AWS_REGION")
+    async with get_session().create_client("sqs", region_name=region or None) as sqs:
 
         async def send(event: Json) -> None:
             message = {"QueueUrl": queue_url, "MessageBody": json.dumps(event)}
@@ -266,7 +285,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--queue-url", help="the SQS queue that requests and cancels go to")
     given = parser.parse_args(arguments)
-    anyio.run(serve, given.host, given.port, given.token, given.queue_url)
+    try:
+        anyio.run(serve, given.host, given.port, given.token, given.queue_url)
+    except (BotoCoreError, ValueError) as error:
+        way_out = "name the queue by a URL that has its region, or set AWS_REGION"
+        parser.error(f"--queue-url: {error} ({way_out})")
+    except (OSError, OverflowError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        parser.exit(1, f"{given.host}:{given.port} can't be listened on ({why}): choose another --port\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from executor.operations.reachability import Reachability
 HEARTBEAT_FOLDER = Path("/tmp")  # noqa: S108 - health checks know these files by their full names
 LIVENESS_FILE = "worker_liveness_heartbeat"
 READINESS_FILE = "worker_readiness_heartbeat"
-STALE_AFTER = 60.0  # seconds without a turn of one of the heartbeat's loops
+STALE_AFTER = 60.0  # seconds that a turn of one of the heartbeat's loops may take, beyond its pause
 FILE_INTERVAL = 5.0  # seconds; the usual check wants the file younger than a minute
 
 
@@ -27,14 +27,14 @@ class Health:
         self._beats: dict[str, float] = {}
         self.stopping = False
 
-    def beat(self, loop: str) -> None:
-        """A loop of the heartbeat took a turn."""
-        self._beats[loop] = anyio.current_time()
+    def beat(self, loop: str, pause: float = 0) -> None:
+        """A loop of the heartbeat takes a turn, after which it pauses for so many seconds."""
+        self._beats[loop] = anyio.current_time() + pause
 
     def stale(self) -> list[str]:
         """The loops that have not taken a turn for too long; empty means live."""
         now = anyio.current_time()
-        return [loop for loop, at in self._beats.items() if now - at > STALE_AFTER]
+        return [loop for loop, due in self._beats.items() if now - due > STALE_AFTER]
 
     def missing(self) -> list[str]:
         """What keeps the service from being ready; empty means ready."""

@@ -14,6 +14,7 @@ _ARN = re.compile(
 _HOST_REGION = re.compile(rf"(?:^|\.)sqs(?:-fips)?\.({_REGION})\.|^({_REGION})\.queue\.", re.ASCII)
 # The path form of local servers: /queue/<region>/<account>/<name>
 _PATH_REGION = re.compile(rf"/queue/({_REGION})/", re.ASCII)
+_AWS = re.compile(r"\.(?:amazonaws\.com(?:\.cn)?|api\.aws)\Z", re.ASCII)
 _ACCOUNT = re.compile(r"[0-9]{12}", re.ASCII)
 
 
@@ -74,6 +75,8 @@ class QueueName:
         if parts.query or parts.fragment or "@" in parts.netloc:
             raise ValueError("a queue's URL holds no user, password, query or fragment")
         account = segments[-2] if len(segments) > 1 and _ACCOUNT.fullmatch(segments[-2]) else None
+        if account is None and _AWS.search(host):  # a local server's URL may do without
+            raise ValueError("a queue's URL on AWS reads https://…amazonaws.com/<account, 12 digits>/<name>")
         return cls(name=segments[-1], url=text, account=account, region=_region_of(host, parts.path))
 
 

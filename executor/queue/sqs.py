@@ -2,41 +2,28 @@
 
 import json
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-import aiohttp
 import anyio
 from aiobotocore.config import AioConfig
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    NoCredentialsError,
-    NoRegionError,
-    PartialCredentialsError,
-)
+from botocore.exceptions import ClientError
 
 from executor.queue.batcher import BATCH_LIMIT, Batcher
-from executor.queue.delivery import Delivery, LeaseLostError, QueueDeniedError, QueueError
+from executor.queue.delivery import Delivery, QueueDeniedError, QueueError
 from executor.queue.endpoints import slim_session
+from executor.queue.errors import entry_error, errors_in_words, is_fault_of_the_call, require_sqs
 from executor.queue.name import QueueName
 
 LONG_POLL_LIMIT = 20  # seconds (contract, section 6)
 CONNECT_TIMEOUT = 5  # seconds
 READ_TIMEOUT = 10  # seconds beyond a long poll's own wait
 BATCH_TIMEOUT = 10.0  # seconds for one call of a batch
+SIDE_BY_SIDE = 4  # calls of a kind: one that hangs must not keep the leases of other runs from being renewed
 LONGEST_VISIBILITY = 43_200  # seconds: twelve hours (contract, section 6)
-
-_NOT_PERMITTED = {"AccessDenied", "AccessDeniedException"}
-_UNKNOWN_CALLER = {
-    "ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "InvalidSignatureException",
-    "SignatureDoesNotMatch", "UnrecognizedClientException",
-}  # fmt: skip
-_GONE = {"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"}
-_STALE = {"ReceiptHandleIsInvalid", "InvalidParameterValue", "MessageNotInflight", "InvalidReceiptHandle"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,37 +50,29 @@ class SqsQueue:
         self.date: str | None = None
         """The server's clock as its last answer told it, in HTTP's form."""
         self._visibility = visibility_timeout
-        # The lease counts from before the call: a wait that leaves most of it.
-        self._wait = min(LONG_POLL_LIMIT, visibility_timeout // 4)
+        self.long_poll = min(LONG_POLL_LIMIT, visibility_timeout // 4)
+        """Seconds that a receive waits for a first message. The lease counts from before: most of it is left."""
         self._batch_timeout = min(BATCH_TIMEOUT, visibility_timeout / 6)
-        self._deletes: Batcher[Delivery] = Batcher(self._delete_batch)
-        self._visibilities: Batcher[tuple[Delivery, int]] = Batcher(self._visibility_batch)
+        self._deletes: Batcher[Delivery] = Batcher(self._delete_batch, SIDE_BY_SIDE)
+        self._visibilities: Batcher[tuple[Delivery, int]] = Batcher(self._visibility_batch, SIDE_BY_SIDE)
 
     async def receive(self, limit: int, *, wait: bool = True) -> list[Delivery]:
-        """Up to `limit` messages (ten at most a call), waiting up to 20 s for the first one if told to.
+        """Up to `limit` messages (ten at most a call), waiting `long_poll` for the first one if told to.
 
         Raises:
             QueueError: the queue could not be asked.
         """
         asked_at = anyio.current_time()
-        answer = await self._call(
-            "receive_message",
-            MaxNumberOfMessages=min(limit, BATCH_LIMIT),
-            WaitTimeSeconds=self._wait if wait else 0,
-            VisibilityTimeout=self._visibility,
-            MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
-        )
-        return [
-            Delivery(
-                message_id=message["MessageId"],
-                receipt_handle=message["ReceiptHandle"],
-                body=message["Body"],
-                receive_count=int(message["Attributes"]["ApproximateReceiveCount"]),
-                sent_at=int(message["Attributes"]["SentTimestamp"]) / 1000,
-                lease_ends=asked_at + self._visibility,
+        with errors_in_words(self.url):
+            answer = await self._call(
+                "receive_message",
+                MaxNumberOfMessages=min(limit, BATCH_LIMIT),
+                WaitTimeSeconds=self.long_poll if wait else 0,
+                VisibilityTimeout=self._visibility,
+                MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
             )
-            for message in answer.get("Messages", ())
-        ]
+            lease_ends = asked_at + self._visibility
+            return [_delivery(message, lease_ends) for message in answer.get("Messages", ())]
 
     async def extend(self, delivery: Delivery) -> None:
         """Renew the lease for another visibility time-out from now.
@@ -125,12 +104,17 @@ class SqsQueue:
         await self._deletes.submit(delivery)
 
     async def send(self, body: str, group: str) -> str:
-        """Put a message on the queue; its id. `group` orders and deduplicates on a FIFO queue."""
+        """Put a message on the queue; its id. `group` orders and deduplicates on a FIFO queue.
+
+        Raises:
+            QueueError: the queue could not be asked.
+        """
         fifo = (
             {"MessageGroupId": group, "MessageDeduplicationId": group} if self.url.endswith(".fifo") else {}
         )
-        answer = await self._call("send_message", MessageBody=body, **fifo)
-        message_id: str = answer["MessageId"]
+        with errors_in_words(self.url):
+            answer = await self._call("send_message", MessageBody=body, **fifo)
+            message_id: str = answer["MessageId"]
         return message_id
 
     async def check_permission(self, operation: Literal["receive", "extend", "delete"]) -> None:
@@ -143,37 +127,32 @@ class SqsQueue:
             QueueError: the queue could not be asked.
         """
         try:
-            match operation:
-                case "receive":
-                    # More and longer than SQS allows. A server that did it all the same: for no time at all.
-                    over = {"MaxNumberOfMessages": BATCH_LIMIT + 1, "WaitTimeSeconds": LONG_POLL_LIMIT + 1}
-                    await self._call("receive_message", VisibilityTimeout=0, **over)
-                case "extend":
-                    await self._call("change_message_visibility", ReceiptHandle="none", VisibilityTimeout=0)
-                case "delete":
-                    await self._call("delete_message", ReceiptHandle="none")
+            with errors_in_words(self.url):
+                match operation:
+                    case "receive":
+                        # More and longer than SQS allows. A server that did it all the same: for no time at all.
+                        over = {
+                            "MaxNumberOfMessages": BATCH_LIMIT + 1,
+                            "WaitTimeSeconds": LONG_POLL_LIMIT + 1,
+                        }
+                        await self._call("receive_message", VisibilityTimeout=0, **over)
+                    case "extend":
+                        await self._call(
+                            "change_message_visibility", ReceiptHandle="none", VisibilityTimeout=0
+                        )
+                    case "delete":
+                        await self._call("delete_message", ReceiptHandle="none")
         except QueueDeniedError:
             raise
         except QueueError as error:
-            if not isinstance(error.__cause__, ClientError) or not _is_fault_of_the_call(error.__cause__):
+            if not is_fault_of_the_call(error.__cause__):
                 raise
 
     async def facts(self) -> QueueFacts:
-        """Read the queue's attributes (permission `sqs:GetQueueAttributes`)."""
-        answer = await self._call("get_queue_attributes", AttributeNames=["All"])
-        attributes: Mapping[str, str] = answer["Attributes"]
-        redrive = json.loads(attributes.get("RedrivePolicy") or "{}")
-        return QueueFacts(
-            url=self.url,
-            arn=attributes["QueueArn"],
-            visibility_timeout=int(attributes["VisibilityTimeout"]),
-            dead_letter_arn=redrive.get("deadLetterTargetArn"),
-            max_receive_count=int(redrive["maxReceiveCount"]) if "maxReceiveCount" in redrive else None,
-            waiting=int(attributes["ApproximateNumberOfMessages"]),
-            in_flight=int(attributes["ApproximateNumberOfMessagesNotVisible"]),
-            retention=int(attributes["MessageRetentionPeriod"]),
-            encrypted_with=attributes.get("KmsMasterKeyId"),
-        )
+        """Read the queue's attributes (permission `sqs:GetQueueAttributes`). Raises QueueError."""
+        with errors_in_words(self.url):
+            answer = await self._call("get_queue_attributes", AttributeNames=["All"])
+            return _facts(self.url, answer["Attributes"])
 
     async def serve(self) -> None:
         """Send what gathers for the batch calls, until cancelled."""
@@ -198,26 +177,22 @@ class SqsQueue:
         numbered = [{"Id": str(number), **entry} for number, entry in enumerate(entries)]
         try:
             # A call that hangs must not keep the leases of other runs from being renewed in time.
-            with anyio.fail_after(self._batch_timeout):
+            with anyio.fail_after(self._batch_timeout), errors_in_words(self.url):
                 answer = await self._call(operation, Entries=numbered)
+                return _outcomes(answer, len(entries))
         except QueueError as error:
             return [error] * len(entries)
         except TimeoutError:
             return [QueueError(f"the queue {self.url} did not answer in time")] * len(entries)
-        failures: dict[int, Exception] = {
-            int(failure["Id"]): _entry_error(failure) for failure in answer.get("Failed", ())
-        }
-        return [failures.get(number) for number in range(len(entries))]
 
     async def _call(self, operation: str, **arguments: object) -> Mapping[str, Any]:
-        with _errors_in_words(self.url):
-            try:
-                answer: Mapping[str, Any] = await getattr(self._client, operation)(
-                    QueueUrl=self.url, **arguments
-                )
-            except ClientError as error:
-                self.date = _date(error.response)
-                raise
+        """Raises anything: callers read the answer within `errors_in_words`, too."""
+        try:
+            answer: Mapping[str, Any] = await getattr(self._client, operation)(QueueUrl=self.url, **arguments)
+        except ClientError as error:
+            self.date = _date(error.response)
+            raise
+        require_sqs(answer, self.url)
         self.date = _date(answer)
         return answer
 
@@ -243,7 +218,7 @@ async def open_queue(
         tcp_keepalive=True,
     )
     async with AsyncExitStack() as stack:
-        with _errors_in_words(str(name)):
+        with errors_in_words(str(name)):
             client = await stack.enter_async_context(
                 slim_session().create_client(
                     "sqs", region_name=region, endpoint_url=_endpoint(name, env), config=config
@@ -259,6 +234,7 @@ async def _url(client: Any, name: QueueName) -> str:  # noqa: ANN401 - as above
     if name.account:  # SQS's URLs are made of these three: no permission needed to ask for it
         return f"{client.meta.endpoint_url.rstrip('/')}/{name.account}/{name.name}"
     answer = await client.get_queue_url(QueueName=name.name)
+    require_sqs(answer, name.name)
     url: str = answer["QueueUrl"]
     return url
 
@@ -273,56 +249,42 @@ def _endpoint(name: QueueName, env: Mapping[str, str]) -> str | None:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-@contextmanager
-def _errors_in_words(queue: str) -> Iterator[None]:
-    try:
-        yield
-    except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        kind = QueueDeniedError if code in _NOT_PERMITTED else QueueError
-        raise kind(_words(code, queue, str(error))) from error
-    except (NoCredentialsError, PartialCredentialsError) as error:
-        raise QueueError(
-            f"there are no AWS credentials for the queue {queue}: give the task a role, or set AWS_PROFILE, or "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        ) from error
-    except NoRegionError as error:
-        raise QueueError(
-            f"the region of the queue {queue} is not known: set AWS_REGION, or name the queue by its URL or ARN"
-        ) from error
-    except (BotoCoreError, aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise QueueError(
-            f"the queue {queue} could not be reached: {error or type(error).__name__}"
-        ) from error
+def _delivery(message: Mapping[str, Any], lease_ends: float) -> Delivery:
+    return Delivery(
+        message_id=message["MessageId"],
+        receipt_handle=message["ReceiptHandle"],
+        body=message["Body"],
+        receive_count=int(message["Attributes"]["ApproximateReceiveCount"]),
+        sent_at=int(message["Attributes"]["SentTimestamp"]) / 1000,
+        lease_ends=lease_ends,
+    )
 
 
-def _words(code: str, queue: str, text: str) -> str:
-    if code in _GONE:
-        return f"the queue {queue} does not exist: check DATAHUB_EXECUTOR_QUEUE, its region and its account"
-    if code in _NOT_PERMITTED:
-        return f"access to the queue {queue} is denied: check the role's policy and the queue's ({text})"
-    if code in _UNKNOWN_CALLER:  # the text may quote the request, session token and all
-        return (
-            f"the AWS credentials for the queue {queue} are not accepted: check the role or the keys ({code})"
-        )
-    return f"the queue {queue} refused: {text}"
+def _facts(url: str, attributes: Mapping[str, str]) -> QueueFacts:
+    redrive = json.loads(attributes.get("RedrivePolicy") or "{}")
+    return QueueFacts(
+        url=url,
+        arn=attributes["QueueArn"],
+        visibility_timeout=int(attributes["VisibilityTimeout"]),
+        dead_letter_arn=redrive.get("deadLetterTargetArn"),
+        max_receive_count=int(redrive["maxReceiveCount"]) if "maxReceiveCount" in redrive else None,
+        waiting=int(attributes["ApproximateNumberOfMessages"]),
+        in_flight=int(attributes["ApproximateNumberOfMessagesNotVisible"]),
+        retention=int(attributes["MessageRetentionPeriod"]),
+        encrypted_with=attributes.get("KmsMasterKeyId"),
+    )
+
+
+def _outcomes(answer: Mapping[str, Any], entries: int) -> list[Exception | None]:
+    """What became of each entry of a batch; one that the answer leaves out was not done."""
+    outcomes: list[Exception | None] = [QueueError("the queue's answer leaves this entry out")] * entries
+    for success in answer.get("Successful", ()):
+        outcomes[int(success["Id"])] = None
+    for failure in answer.get("Failed", ()):
+        outcomes[int(failure["Id"])] = entry_error(failure)
+    return outcomes
 
 
 def _date(answer: Mapping[str, Any]) -> str | None:
     date: str | None = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
     return date
-
-
-def _is_fault_of_the_call(error: ClientError) -> bool:
-    code = str(error.response.get("Error", {}).get("Code", "")).rpartition(".")[2].removesuffix("Exception")
-    return code in _STALE or code == "ReadCountOutOfRange"
-
-
-def _entry_error(failure: Mapping[str, Any]) -> Exception:
-    code = str(failure.get("Code")).rpartition(".")[2].removesuffix("Exception")
-    message = str(failure.get("Message") or code)
-    reason = message.rpartition("Reason: ")[2]
-    # Twelve hours after its receipt a lease can't be renewed any more, but until it ends the message is ours.
-    if code in _STALE and "parameter VisibilityTimeout" not in message:
-        return LeaseLostError(reason)
-    return QueueError(f"{code}: {reason}")

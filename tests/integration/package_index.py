@@ -24,7 +24,7 @@ def wheel(
     *,
     requires: Sequence[str] = (),
     extras: Sequence[str] = (),
-    files: Mapping[str, str] | None = None,
+    files: Mapping[str, str | bytes] | None = None,
     scripts: Mapping[str, str] | None = None,
 ) -> tuple[str, bytes]:
     """A wheel's file name and content; `scripts` are console scripts (name to `module:function`)."""
@@ -35,7 +35,9 @@ def wheel(
         *(f"Provides-Extra: {extra}" for extra in extras),
         *(f"Requires-Dist: {line}" for line in requires),
     ]  # fmt: skip
-    content = dict(files if files is not None else {f"{module}.py": f"version = {version!r}\n"})
+    content: dict[str, str | bytes] = dict(
+        files if files is not None else {f"{module}.py": f"version = {version!r}\n"}
+    )
     content[f"{info}/METADATA"] = "\n".join(metadata) + "\n"
     content[f"{info}/WHEEL"] = (
         "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"

@@ -1,13 +1,16 @@
 """`datahub-executor check` against LocalStack's SQS and the DataHub stand-in."""
 
 import json
+import os
+import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from aiohttp import web
@@ -15,17 +18,33 @@ from aiohttp import web
 from executor.local.datahub import DataHubStandIn
 from executor.local.faults import Fault
 from executor.local.graphql_api import Generation
-from tests.integration.commands import executor, executor_on_terminal, settings_for
+from tests.integration.commands import COMMAND, executor, executor_on_terminal, settings_for
+from tests.integration.package_index import PackageIndex, serve, wheel
 from tests.servers import LocalStack
 
 SKIPPED = "\N{EN DASH}"
 Marks = dict[str, str]
 
 
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PackageIndex]:
+    with serve(tmp_path_factory.mktemp("index")) as index:
+        index.add(wheel("acryl-datahub", "1.2.3"))
+        yield index
+
+
 @pytest.fixture
-async def env(localstack: LocalStack, stand_in: DataHubStandIn, tmp_path: Path) -> dict[str, str]:
+async def env(
+    localstack: LocalStack, stand_in: DataHubStandIn, index: PackageIndex, tmp_path: Path
+) -> dict[str, str]:
     queue = await localstack.make_queue(redrive=5)
-    return settings_for(queue, localstack, stand_in, tmp_path / "work")
+    return {
+        **settings_for(queue, localstack, stand_in, tmp_path / "work"),
+        "DATAHUB_EXECUTOR_METRICS_PORT": "0",
+        "UV_DEFAULT_INDEX": index.url,
+        "UV_HTTP_RETRIES": "0",
+        "SSL_CERT_FILE": str(index.certificates),
+    }
 
 
 async def check(env: dict[str, str]) -> tuple[int, Marks, str]:
@@ -96,6 +115,7 @@ async def test_where_all_is_well_every_line_says_so_and_nothing_is_touched(
     assert set(marks.values()) == {"✓"}, text
     assert "version v1.7.0" in line_of(text, "DataHub")
     assert "patchEntity" in line_of(text, "write run state")
+    assert "acryl-datahub 1.2.3 is there" in line_of(text, "package index")
     assert "standard, 1 waiting, 0 in flight" in line_of(text, "queue")
     assert received["Messages"][0]["Attributes"]["ApproximateReceiveCount"] == "1"
     assert list(stand_in.store.urns()) == []
@@ -127,13 +147,15 @@ async def test_faulty_settings_are_named_and_what_needs_none_is_looked_at_all_th
 ) -> None:
     del env["DATAHUB_GMS_URL"]
     env["DATAHUB_EXECUTOR_MAX_ATTEMPTS"] = "none"
-    code, marks, text = await check(env)
+    code, _, text = await check(env)
     assert code == 2
     faults = [line for line in text.splitlines() if line.startswith("✗ settings")]
     assert len(faults) == 2
     assert "DATAHUB_GMS_URL is not set" in faults[0]
     assert "DATAHUB_EXECUTOR_MAX_ATTEMPTS" in faults[1]
-    assert (marks["DataHub"], marks["queue"], marks["clock"], marks["uv"]) == (SKIPPED, SKIPPED, SKIPPED, "✓")
+    skipped = f"{SKIPPED} DataHub, queue, clock, disk skipped: the settings are faulty"
+    assert [" ".join(line.split()) for line in text.splitlines() if line.startswith(SKIPPED)] == [skipped]
+    assert "\n✓ uv " in text
 
 
 async def test_a_setting_that_is_none_is_warned_of(env: dict[str, str]) -> None:
@@ -150,13 +172,32 @@ async def test_without_datahub_the_queue_is_checked_all_the_same(env: dict[str, 
     assert (marks["queue"], marks["sqs:DeleteMessage"], marks["clock"]) == ("✓", "✓", "✓")
 
 
-async def test_a_wrong_token_is_said_and_not_shown(env: dict[str, str]) -> None:
+async def test_a_wrong_token_is_said_once_and_not_shown(env: dict[str, str]) -> None:
     code, marks, text = await check({**env, "DATAHUB_GMS_TOKEN": "wrong-s3cret"})
     assert code == 1
-    assert marks["DataHub"] == "✓"
-    assert {marks[name] for name in ("read requests", "read kill signals", "write run state")} == {"✗"}
-    assert "check DATAHUB_GMS_TOKEN" in line_of(text, "write run state")
+    assert (marks["DataHub"], marks["token"]) == ("✓", "✗")
+    dependent = ("read requests", "read kill signals", "write run state", "read secrets")
+    assert {marks[name] for name in dependent} == {SKIPPED}
+    assert "refused → make a new one and set DATAHUB_GMS_TOKEN" in line_of(text, "token")
+    assert "privilege" not in text
     assert "s3cret" not in text
+
+
+async def test_a_datahub_that_asks_for_a_token_where_none_is_set(env: dict[str, str]) -> None:
+    del env["DATAHUB_GMS_TOKEN"]
+    code, marks, text = await check(env)
+    assert (code, marks["token"], marks["read requests"]) == (1, "✗", SKIPPED)
+    assert "DataHub asks for one" in line_of(text, "token")
+
+
+async def test_a_token_without_a_privilege_is_another_thing_than_a_refused_one(
+    env: dict[str, str], stand_in: DataHubStandIn
+) -> None:
+    stand_in.faults.add("executionRequest", Fault.status(403, "no"))
+    code, marks, text = await check(env)
+    assert (code, marks["token"], marks["read requests"], marks["read kill signals"]) == (1, "✓", "✗", "✓")
+    assert "privilege to view" in line_of(text, "read requests")
+    assert "DATAHUB_GMS_TOKEN" not in text
 
 
 async def test_a_token_that_may_not_write_is_found_out(env: dict[str, str], stand_in: DataHubStandIn) -> None:
@@ -251,12 +292,47 @@ async def test_a_work_folder_that_cannot_be_written_to(env: dict[str, str], tmp_
     assert "set DATAHUB_EXECUTOR_WORK_DIR" in line_of(text, "work folder")
 
 
+async def test_a_work_folder_that_cannot_be_made(env: dict[str, str]) -> None:
+    code, marks, text = await check({**env, "DATAHUB_EXECUTOR_WORK_DIR": "/proc/nowhere/work"})
+    assert (code, marks["work folder"], marks["free space"]) == (1, "✗", SKIPPED)
+    assert "/proc/nowhere/work can't be made" in line_of(text, "work folder")
+
+
+async def test_a_metrics_port_that_is_taken_is_warned_of(env: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, marks, text = await check({**env, "DATAHUB_EXECUTOR_METRICS_PORT": port})
+    assert (code, marks["metrics port"]) == (0, "!")
+    assert "an executor that runs on this machine" in line_of(text, "metrics port")
+    code, marks, _ = await check({**env, "DATAHUB_EXECUTOR_METRICS_PORT": port})
+    assert (code, marks["metrics port"]) == (0, "✓")
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1/simple", "https://127.0.0.1:1/simple"])
+async def test_a_package_index_that_cannot_be_reached_is_warned_of(env: dict[str, str], address: str) -> None:
+    code, marks, text = await check({**env, "UV_DEFAULT_INDEX": address})
+    assert (code, marks["package index"]) == (0, "!")
+    assert "Connection refused" in line_of(text, "package index")
+    assert "UV_DEFAULT_INDEX" in line_of(text, "package index")
+    assert "'bundled'" in line_of(text, "package index")
+
+
+async def test_a_package_index_without_the_cli_is_warned_of_and_its_password_not_shown(
+    env: dict[str, str], index: PackageIndex
+) -> None:
+    with_password = index.url.replace("https://", "https://me:s3cret-word@") + "/other"
+    code, marks, text = await check({**env, "UV_DEFAULT_INDEX": with_password})
+    assert (code, marks["package index"]) == (0, "!")
+    assert "s3cret" not in text
+
+
 async def test_bundled_venvs_are_listed_and_needed_where_nothing_is_installed(
     env: dict[str, str], tmp_path: Path
 ) -> None:
     env |= {"INGESTION_DEPENDENCY_RESOLUTION_ENABLED": "false", "DATAHUB_BUNDLED_VENV_PATH": str(tmp_path)}
     code, marks, _ = await check(env)
     assert (code, marks["bundled venvs"]) == (1, "✗")
+    assert "package index" not in marks
     for program in ("python", "datahub"):
         path = tmp_path / "postgres-bundled" / "bin" / program
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -289,3 +365,39 @@ async def test_on_a_terminal_the_marks_are_coloured(env: dict[str, str]) -> None
     code, text = await executor_on_terminal("check", env=env)
     assert code == 0
     assert "\x1b[1;32m✓" in text
+
+
+# --- what prints, and can't ---
+
+
+async def printing_to(output: int, *arguments: str, env: dict[str, str]) -> tuple[int | None, str]:
+    """Exit code and standard error of a command whose standard output is `output`, which is closed here."""
+    try:
+        process = await anyio.open_process([*COMMAND, *arguments], env=env, stdout=output)
+    finally:
+        os.close(output)
+    async with process:
+        assert process.stderr is not None
+        said = b"".join([chunk async for chunk in process.stderr])
+    return process.returncode, said.decode()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["check", "settings"])
+async def test_a_full_disk_under_the_output_is_said_in_one_line(
+    env: dict[str, str], command: str, unbuffered: str
+) -> None:
+    env |= {"PYTHONUNBUFFERED": unbuffered}
+    full = os.open("/dev/full", os.O_WRONLY)
+    assert await printing_to(full, command, env=env) == (1, "write error: No space left on device\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["check", "settings"])
+async def test_a_reader_that_went_away_ends_it_quietly(
+    env: dict[str, str], command: str, unbuffered: str
+) -> None:
+    env |= {"PYTHONUNBUFFERED": unbuffered}
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert await printing_to(writer, command, env=env) == (141, "")

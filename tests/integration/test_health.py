@@ -101,6 +101,14 @@ async def test_live_is_whose_loops_all_move(server: Server) -> None:
     assert await server.answer("/health/live") == (200, "ok\n")
 
 
+async def test_a_loop_that_is_told_to_pause_for_long_is_live_meanwhile(server: Server) -> None:
+    server.health.beat("signals", 120.0)
+    server.health._beats["signals"] -= 120.0 + STALE_AFTER - 1
+    assert await server.answer("/health/live") == (200, "ok\n")
+    server.health._beats["signals"] -= 2
+    assert await server.answer("/health/live") == (503, "signals\n")
+
+
 async def test_an_absent_server_does_not_make_the_service_less_live(server: Server) -> None:
     server.datahub.failed("no such host")
     assert await server.answer("/health/live") == (200, "ok\n")

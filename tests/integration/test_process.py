@@ -18,6 +18,7 @@ import pytest
 from executor.ingestion.cgroup import oom_kills
 from executor.ingestion.ending import describe
 from executor.ingestion.process import Command, Exit, ProcessStartError, run_process
+from tests.conftest import ROOT
 
 DEADLINE = 60.0  # seconds; only a failing test takes them
 MIB = 1024 * 1024
@@ -452,6 +453,67 @@ async def test_what_can_not_be_started_says_why(
     with pytest.raises(ProcessStartError, match=re.escape(words.format(here=tmp_path))):
         await run(command)
     assert descriptors() == before
+
+
+STARVED = """
+import os, resource, sys
+from functools import partial
+from pathlib import Path
+import anyio
+from executor.ingestion.process import Command, ProcessStartError, run_process
+
+when, token = sys.argv[1:]
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+def starve(left):
+    descriptors = [int(name) for name in os.listdir("/proc/self/fd")]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(set(range(1024)) - set(descriptors)) + left, hard))
+
+async def main():
+    command = Command(["/bin/sh", "-c", "echo up; sleep 600 & sleep 601", token], {"PATH": os.defpath}, Path("/"))
+    output, up = [], anyio.Event()
+    def heard(chunk):
+        up.set()
+    if when == "running":
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(run_process, command, heard, grace=lambda: 0.2))
+            await up.wait()
+            starve(0)
+            tasks.cancel_scope.cancel()
+    else:
+        started = 0
+        for left in range(12):  # some too few for the pipes, some for the descriptor of the process alone
+            starve(left)
+            try:
+                with anyio.move_on_after(0.2):
+                    await run_process(command, heard, grace=lambda: 0)
+                started += 1
+            except ProcessStartError as error:
+                assert "Too many open files: give the executor a higher limit" in str(error), error
+        assert 0 < started < 12, started
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        print("left nothing")
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("when", ["starting", "running"])
+async def test_without_a_free_file_descriptor_a_tree_still_ends_with_all_of_it(
+    when: str, tmp_path: Path
+) -> None:
+    script = Script("")
+    program = Command(
+        [sys.executable, "-c", STARVED, when, script.token], {"PYTHONPATH": str(ROOT)}, tmp_path
+    )
+    ended, output = await run(program)
+    assert ended.returncode == 0, output.decode()
+    assert b"left nothing" in output
+    assert ended.left_behind == 0
+    assert script.alive() == []
 
 
 # Many

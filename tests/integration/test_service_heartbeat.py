@@ -1,11 +1,25 @@
 """Leases, kill signals and progress of the runs that are under way."""
 
 import itertools
+import socket
+import time
 
+import anyio
 import pytest
+import structlog
 
+from executor.backoff import Backoff
+from executor.datahub.client import open_datahub
+from executor.heartbeat import Heartbeat
+from executor.journal import Journal
+from executor.local.datahub import DataHubStandIn
 from executor.local.faults import Fault
-from executor.reporter import BYTES_PER_MINUTE, SHORTEST_INTERVAL
+from executor.operations.metrics import Metrics
+from executor.queue.delivery import Delivery
+from executor.queue.name import QueueName
+from executor.queue.sqs import open_queue
+from executor.reporter import BYTES_PER_MINUTE, SHORTEST_INTERVAL, Reporter
+from executor.run import ActiveRuns, Run, StopReason
 from tests.integration.service import PATIENT, Site
 
 SHORT_LEASE = {"DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT": "10"}
@@ -68,6 +82,54 @@ async def test_a_lost_lease_is_noticed_with_the_next_extension(site: Site) -> No
         await site.event("run_settled")
     assert site.statuses("r1") == ["RUNNING"]
     assert site.clis.notes("ended") == []
+
+
+async def test_while_the_queue_hangs_every_run_is_ended_before_its_lease_is(
+    stand_in: DataHubStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are: the clock ends a run, not a call that came back."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    visibility, runs = 10, ActiveRuns()
+    left: list[float] = []  # seconds between SIGKILL and the lease's end
+
+    async def work(run: Run) -> None:
+        with run.work:
+            await anyio.sleep_forever()
+        left.append(run.delivery.lease_ends - anyio.current_time() - run.stop_grace)
+        runs.remove(run)
+
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        name = QueueName.parse(f"http://127.0.0.1:{hanging.getsockname()[1]}/000000000000/q")
+        async with (
+            open_datahub(stand_in.url, "t", lambda *_: None) as datahub,
+            open_queue(name, region="eu-central-1", visibility_timeout=visibility, env={}) as queue,
+            anyio.create_task_group() as tasks,
+        ):
+            lease_ends = anyio.current_time() + visibility
+            for number in range(40):
+                delivery = Delivery(f"m{number}", "handle", "", 1, 0.0, lease_ends)
+                journal = Journal(request=None, executor_id="remote", host="h", clock=time.time)
+                reporter = Reporter(datahub, f"r{number}", "owner", Backoff)
+                run = Run(f"r{number}", delivery, journal, reporter, structlog.get_logger())
+                runs.add(run)
+                tasks.start_soon(work, run)
+            heartbeat = Heartbeat(
+                queue=queue,
+                datahub=datahub,
+                active=runs,
+                metrics=Metrics("remote"),
+                beat=lambda *_: None,
+                visibility_timeout=visibility,
+                poll_interval=1.0,
+            )
+            everyone = list(runs)
+            tasks.start_soon(queue.serve)
+            tasks.start_soon(heartbeat.serve)
+            await runs.emptied()
+            tasks.cancel_scope.cancel()
+    assert {run.stop_reason for run in everyone} == {StopReason.LEASE_ENDING}
+    assert min(left) > 0
 
 
 async def test_the_kill_signals_of_all_runs_are_looked_up_in_one_call(site: Site) -> None:

@@ -3,6 +3,9 @@
 import os
 import signal
 
+import anyio
+
+from executor.local.faults import Fault
 from tests.integration.service import PATIENT, QUICK, Site
 
 # A receive under way is seen to its end: a quarter of the visibility time-out.
@@ -48,7 +51,7 @@ async def test_after_the_drain_time_out_another_service_starts_the_run_again_at_
         terminate()
         await site.stopped(service)
     assert site.statuses("r1") == ["RUNNING", "UP_FOR_RETRY"]
-    assert site.datahub.store.history("r1")[-1].value["report"].startswith("This executor is stopping")
+    assert "executor is stopping" in site.datahub.store.history("r1")[-1].value["report"]
     assert await site.counts() == (1, 0), "its message can be received at once"
     async with site.service(**SHORT_POLLS):
         await site.clis.noted("started", 2)
@@ -141,4 +144,32 @@ async def test_a_second_signal_hurries_a_run_that_ignores_sigterm(site: Site) ->
         terminate()
         await site.stopped(service)
     assert site.statuses("r1") == ["RUNNING", "UP_FOR_RETRY"]
+    assert await site.counts() == (1, 0)
+
+
+async def test_an_idle_service_says_what_it_waits_for_and_leaves_at_the_second_signal(site: Site) -> None:
+    """The receive under way is a long poll of 20 s, and a test may take less."""
+    async with site.service(DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT="120") as service:
+        await site.event("server_reached", lambda event: event["server"] == "queue")
+        terminate()
+        draining = await site.event("draining")
+        assert draining["runs"] == 0
+        assert "22 s at most; a second signal leaves at once" in draining["waiting_for"]
+        assert not service.stopped.is_set()
+        terminate()
+        with anyio.fail_after(15):
+            await service.stopped.wait()
+
+
+async def test_a_message_is_given_back_though_its_run_is_stubborn_and_datahub_hangs(site: Site) -> None:
+    ignoring = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + PATIENT
+    site.fake_cli("fake", ignoring)
+    async with site.service(DATAHUB_EXECUTOR_DRAIN_TIMEOUT="0") as service:
+        await site.submit("r1")
+        await site.clis.noted("started")
+        site.datahub.faults.add("*", Fault.hang())
+        terminate()
+        await site.stopped(service)
+        site.datahub.faults.clear()
+    assert not site.events("not_settled")
     assert await site.counts() == (1, 0)

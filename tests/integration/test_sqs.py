@@ -1,7 +1,7 @@
 """The queue, spoken to as the service does: LocalStack's SQS, and answers of AWS that it does not give."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -421,8 +421,8 @@ async def test_without_credentials_the_ways_to_give_some_are_named(
 
 @asynccontextmanager
 async def answering(status: int, body: object, **headers: str) -> AsyncIterator[str]:
-    """The URL of a queue whose server answers everything with this; with None, it does not answer."""
-
+    """The URL of a queue whose server answers everything with this, as SQS; with None, it does not answer."""
+    headers = {"x-amzn-RequestId": "1"} | headers
     over = anyio.Event()
 
     async def answer(_: web.Request) -> web.Response:
@@ -430,16 +430,25 @@ async def answering(status: int, body: object, **headers: str) -> AsyncIterator[
             await over.wait()
         return web.json_response(body, status=status, headers=headers)
 
+    async with serving(answer) as base:
+        try:
+            yield f"{base}/123456789012/q"
+        finally:
+            over.set()
+
+
+@asynccontextmanager
+async def serving(answer: Callable[[web.Request], Awaitable[web.Response]]) -> AsyncIterator[str]:
+    """The base URL of a server."""
     app = web.Application()
-    app.router.add_post("/{path:.*}", answer)
+    app.router.add_route("*", "/{path:.*}", answer)
     runner = web.AppRunner(app)
     await runner.setup()
     try:
         port = free_port()
         await web.TCPSite(runner, "127.0.0.1", port).start()
-        yield f"http://127.0.0.1:{port}/123456789012/q"
+        yield f"http://127.0.0.1:{port}"
     finally:
-        over.set()
         await runner.cleanup()
 
 
@@ -501,6 +510,79 @@ async def test_a_failure_on_the_side_of_aws_is_no_lost_lease() -> None:
     async with answering(200, failed) as url, opened(url) as queue:
         with pytest.raises(QueueError, match="InternalError: We encountered"):
             await queue.delete(DELIVERY)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [],
+        "x",
+        {"Messages": [{"MessageId": "1", "Body": "{}"}]},
+        {"Messages": [{"MessageId": "1", "ReceiptHandle": "h", "Body": "{}", "Attributes": {}}]},
+        {"Messages": "none"},
+    ],
+)
+async def test_an_answer_that_can_not_be_read_is_an_error_of_the_queue(body: object) -> None:
+    async with answering(200, body) as url:
+        error = await refusal(opened(url))
+    assert f"the queue {url} can't be used" in str(error)
+    assert "DATAHUB_EXECUTOR_QUEUE" in str(error)
+
+
+@pytest.mark.parametrize("text", ["<html>Please sign in</html>", "{}", "null", ""])
+async def test_an_answer_that_is_not_from_sqs_is_no_empty_queue(text: str) -> None:
+    async with somebody_else(text) as url:
+        error = await refusal(opened(url))
+        assert url in str(error)
+        async with opened(url) as queue:
+            for call in (
+                queue.facts(),
+                queue.extend(DELIVERY),
+                queue.delete(DELIVERY),
+                queue.send("{}", "g"),
+            ):
+                with pytest.raises(QueueError):
+                    await call
+
+
+@asynccontextmanager
+async def somebody_else(text: str) -> AsyncIterator[str]:
+    """The URL of a queue where a login page or the like answers."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text=text, content_type="text/html")
+
+    async with serving(answer) as base:
+        yield f"{base}/123456789012/q"
+
+
+async def test_an_entry_that_the_answer_leaves_out_was_not_done() -> None:
+    async with answering(200, {"Successful": [], "Failed": []}) as url, opened(url) as queue:
+        with pytest.raises(QueueError, match="leaves this entry out"):
+            await queue.delete(DELIVERY)
+
+
+async def test_credentials_that_come_back_expired_are_an_error_of_the_queue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expired = {"AccessKeyId": "a", "SecretAccessKey": "b", "Token": "c", "Expiration": "2020-01-01T00:00:00Z"}
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response(expired)
+
+    async with serving(answer) as base, answering(200, {}) as url:
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{base}/credentials")
+        error = await refusal(opened(url))
+    assert "credentials are still expired" in str(error)
+
+
+async def test_a_profile_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nope")
+    with pytest.raises(QueueError, match=r"\(nope\).*AWS_PROFILE"):
+        async with opened("some-queue"):
+            pass
 
 
 async def test_a_call_that_hangs_does_not_hold_up_the_next_one() -> None:

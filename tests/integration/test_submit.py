@@ -1,6 +1,7 @@
 """`datahub-executor submit` against LocalStack's SQS and the DataHub stand-in; the test plays the executor."""
 
 import json
+import os
 import re
 import signal
 from collections.abc import AsyncIterator
@@ -13,14 +14,14 @@ from anyio.abc import Process
 from anyio.streams.text import TextReceiveStream
 
 from executor.datahub.client import DataHub, open_datahub
-from executor.datahub.state import RunState, StateWrite, Status
+from executor.datahub.state import RunState, StateWrite, Status, StructuredReport
 from executor.ingestion.masking import Masker
 from executor.ingestion.output import OutputBuffer
 from executor.ingestion.report import Summary, render_report
 from executor.local.datahub import DataHubStandIn
 from executor.local.faults import Fault
 from executor.messages import ExecutionRequest, parse
-from tests.integration.commands import executor, executor_on_terminal, settings_for, started
+from tests.integration.commands import COMMAND, executor, executor_on_terminal, settings_for, started
 from tests.servers import LocalStack
 
 RECIPE = "source:\n  type: postgres\n  config:\n    password: ${PG_PASSWORD}\n"
@@ -70,14 +71,16 @@ class Run:
         self._attempt += 1
         self.output = OutputBuffer(Masker([]).stream())
 
-    async def write(self, status: Status, ending: str | None = None) -> None:
+    async def write(self, status: Status, ending: str | None = None, found: object = None) -> None:
+        """Store a state; `found` is the file that the CLI wrote."""
         masker = Masker([])
         summary = Summary(
             "RUN_INGEST", "postgres", "1.7.0", "remote", "host-7", self._attempt, 0.0, ending=ending
         )
         structured = '{"a": 1}' if ending else None
         report = render_report(summary, structured, self.output.snapshot(), 1_000_000, masker)
-        state = RunState(status, 1000 * self._attempt, 5, report)
+        stored = StructuredReport("RUN_INGEST", json.dumps(found)) if found is not None else None
+        state = RunState(status, 1000 * self._attempt, 5, report, stored)
         assert await self._datahub.write_states([StateWrite(self.exec_id, state, None)]) == [None]
 
 
@@ -182,9 +185,11 @@ async def test_while_datahub_is_away_it_is_sent_with_a_warning(
         (b"a: [", [], "not valid YAML"),
         (b"\xff\xfe", [], "UTF-8"),
         (RECIPE.encode(), ["--env", "NAME"], "NAME=VALUE"),
+        (RECIPE.encode(), ["--requirement", "six ==== 9"], "extra requirement 1"),
+        (RECIPE.encode(), ["--cli-version", "banana"], "version 'banana' is none"),
         (RECIPE.encode(), ["--timeout", "5"], "--wait"),
         (RECIPE.encode(), ["--wait", "--timeout", "nan"], "above 0"),
-        (b'{"source": {"type": "x"}, "n": "%s"}' % (b"y" * 1_100_000), [], "at most 1,048,576"),
+        (b'{"source": {"type": "x"}, "n": "%s"}' % (b"y" * 1_100_000), [], "1,048,576"),
     ],
 )
 async def test_what_is_wrong_is_said_and_nothing_is_sent(
@@ -300,34 +305,127 @@ async def test_an_outage_of_datahub_is_waited_out(
     assert follower.err.count("503") == 1
 
 
-async def test_a_token_that_is_refused_ends_the_waiting_not_the_run(env: dict[str, str], recipe: str) -> None:
-    done = await executor("submit", recipe, "--wait", env={**env, "DATAHUB_GMS_TOKEN": "wrong-s3cret"})
-    assert done.returncode == 1
-    assert b"check DATAHUB_GMS_TOKEN" in done.stderr
-    assert b"The run goes on" in done.stderr
-    assert b"s3cret" not in done.stdout + done.stderr
+@pytest.mark.parametrize("options", [[], ["--wait"]])
+async def test_a_token_that_is_refused_keeps_the_request_from_being_sent(
+    env: dict[str, str],
+    recipe: str,
+    queue: str,
+    localstack: LocalStack,
+    stand_in: DataHubStandIn,
+    options: list[str],
+) -> None:
+    done = await executor("submit", recipe, *options, env={**env, "DATAHUB_GMS_TOKEN": "wrong-s3cret"})
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"make a new one and set DATAHUB_GMS_TOKEN. Nothing was sent." in done.stderr
+    assert b"s3cret" not in done.stderr
+    assert await received(localstack, queue) == []
+    assert list(stand_in.store.urns()) == []
+
+
+async def test_a_token_that_is_refused_later_ends_the_waiting_not_the_run(
+    env: dict[str, str], recipe: str, datahub: DataHub, stand_in: DataHubStandIn
+) -> None:
+    async with started("submit", recipe, "--wait", env=env) as process:
+        follower = Follower(process)
+        await Run(datahub, await follower.sent()).write(Status.RUNNING)
+        await follower.until_err("RUNNING\n")
+        stand_in.faults.add("executionRequest", Fault.status(401))
+        assert await follower.end() == 1
+    assert "DATAHUB_GMS_TOKEN" in follower.err
+    assert "The run goes on" in follower.err
+
+
+async def test_while_datahub_is_away_the_waiting_for_it_is_said_and_can_be_limited(
+    env: dict[str, str], recipe: str, queue: str, localstack: LocalStack
+) -> None:
+    env |= {"DATAHUB_GMS_URL": "http://127.0.0.1:1"}
+    done = await executor("submit", recipe, "--wait", "--timeout", "0.5", env=env)
+    assert done.returncode == 3
+    assert b"waiting for DataHub (--timeout limits it)" in done.stderr
+    assert b"\nThe request is on the queue, or runs by now: urn:" in done.stderr
+    assert len(await received(localstack, queue)) == 1
 
 
 async def test_a_time_out_is_3_and_says_how_to_cancel_the_run(
     env: dict[str, str], recipe: str, queue: str
 ) -> None:
-    done = await executor("submit", recipe, "--wait", "--timeout", "0.2", env=env)
+    done = await executor("submit", recipe, "--wait", "--timeout", "2", env=env)
     assert done.returncode == 3
     words = done.stderr.decode()
-    assert "Not ended after 0.2 s.\nThe run goes on: urn:li:dataHubExecutionRequest:" in words
+    assert "Not ended after 2 s.\nThe request stays on the queue: urn:li:dataHubExecutionRequest:" in words
     kill = json.loads(words.split("--message-body '")[1].split("'")[0])
     assert (kill["signal"], kill["executor_id"]) == ("KILL", "remote")
     assert f"--queue-url {queue} " in words
 
 
-async def test_ctrl_c_is_130_and_says_that_the_run_goes_on(env: dict[str, str], recipe: str) -> None:
-    async with started("submit", recipe, "--wait", env=env) as process:
+async def test_ctrl_c_is_130_and_says_where_the_request_is(
+    env: dict[str, str], recipe: str, datahub: DataHub
+) -> None:
+    for status, words in ((None, "The request stays on the queue"), (Status.RUNNING, "The run goes on")):
+        async with started("submit", recipe, "--wait", env=env) as process:
+            follower = Follower(process)
+            exec_id = await follower.sent()
+            await follower.until_err("waiting for an executor\n")
+            if status is not None:
+                await Run(datahub, exec_id).write(status)
+                await follower.until_err("RUNNING\n")
+            process.send_signal(signal.SIGINT)
+            assert await follower.end() == 130
+        assert f"Interrupted.\n{words}: {REQUEST}{exec_id}\n" in follower.err
+
+
+async def test_a_reader_that_goes_away_ends_the_following_quietly(
+    env: dict[str, str], recipe: str, datahub: DataHub
+) -> None:
+    reader, writer = os.pipe()
+    process = await anyio.open_process([*COMMAND, "submit", recipe, "--wait"], env=env, stdout=writer)
+    os.close(writer)
+    async with process:
+        with anyio.fail_after(30):
+            await anyio.wait_readable(reader)
+        sent = os.read(reader, 4096).split()
+        os.close(reader)
+        run = Run(datahub, sent[1].decode())
+        run.output.feed(b"line\n")
+        await run.write(Status.RUNNING)
+        assert process.stderr is not None
+        with anyio.fail_after(30):
+            said = b"".join([chunk async for chunk in process.stderr])
+    assert process.returncode == 141
+    assert said.decode().splitlines()[-1] == "RUNNING"
+
+
+CAPABLE = {"basic_connectivity": {"capable": True}, "capability_report": {}}
+REFUSED = {"basic_connectivity": {"capable": False, "failure_reason": "connection refused (port 5432)"}}
+UNTESTABLE = {"internal_failure": True, "internal_failure_reason": "Source x does not support it"}
+
+
+@pytest.mark.parametrize(
+    ("found", "code", "words"),
+    [
+        (CAPABLE, 0, "SUCCESS"),
+        (REFUSED, 1, "The connection could not be made: connection refused (port 5432)\n\nCONNECTION FAILED"),
+        (UNTESTABLE, 1, "Source x does not support it"),
+        ({}, 1, "the run left no report of it"),
+        (None, 1, "the run left no report of it"),
+    ],
+)
+async def test_the_test_of_a_connection_is_a_success_only_if_there_was_one(
+    env: dict[str, str], recipe: str, datahub: DataHub, found: object, code: int, words: str
+) -> None:
+    async with started("submit", recipe, "--test-connection", "--wait", env=env) as process:
         follower = Follower(process)
-        exec_id = await follower.sent()
-        await follower.until_err("waiting for an executor\n")
-        process.send_signal(signal.SIGINT)
-        assert await follower.end() == 130
-    assert f"Interrupted.\nThe run goes on: {REQUEST}{exec_id}\n" in follower.err
+        run = Run(datahub, await follower.sent())
+        await run.write(Status.SUCCESS, "The test ended.", found)
+        assert await follower.end() == code
+    assert words in follower.out
+    assert ("SUCCESS" in follower.out + follower.err) == (code == 0)
+
+
+async def test_a_weight_over_1_is_noted(env: dict[str, str], recipe: str) -> None:
+    done = await executor("submit", recipe, "--env", "EXECUTOR_TASK_WEIGHT=2", env=env)
+    assert done.returncode == 0
+    assert b"EXECUTOR_TASK_WEIGHT=2 counts as 1.0" in done.stderr
 
 
 async def test_on_a_terminal_the_progress_is_drawn(

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,9 +32,14 @@ exec {uv} "$@"
 """
 
 
-def cli(version: str, *, constraints: str | None = None, requires: Sequence[str] = ()) -> tuple[str, bytes]:
+def cli(
+    version: str, *, constraints: str | bytes | None = None, requires: Sequence[str] = ()
+) -> tuple[str, bytes]:
     """A stand-in for the CLI's package: `datahub` prints its version and arguments."""
-    files = {"datahub/__init__.py": "", "datahub/main.py": MAIN.format(imports="datahub", version=version)}
+    files: dict[str, str | bytes] = {
+        "datahub/__init__.py": "",
+        "datahub/main.py": MAIN.format(imports="datahub", version=version),
+    }
     if constraints is not None:
         files["datahub/constraints.txt"] = constraints
     return wheel(
@@ -391,7 +396,67 @@ async def test_a_constraint_on_a_version_that_the_index_lost_is_left_out(
     async with place.cache() as cache:
         venv = await cache.get(place.spec("1.1"), log)
     assert installed(venv) == {"acryl_datahub-1.1", "driver-2.0", "logs-1.0"}
-    assert "Not in the package index: driver==1.7" in log.text
+    assert "Not in the package index, left out of the CLI's constraints: driver==1.7\n" in log.text
+    assert "No solution found" not in log.text
+    assert "error" not in log.text
+
+
+async def test_what_uv_says_of_a_build_that_fails_for_another_reason_is_in_the_log(
+    place: Place, index: PackageIndex
+) -> None:
+    index.add(cli("1.1", constraints="driver==1.7\n", requires=["no-such-thing"]))
+    log = Log()
+    async with place.cache() as cache:
+        with pytest.raises(VenvError, match="could not be installed"):
+            await cache.get(place.spec("1.1"), log)
+    assert log.text.count("no-such-thing") > 0
+
+
+@pytest.mark.parametrize("constraints", [b"# caf\xe9\ndriver==1.0\n", b"caf\xe9==1\n"])
+async def test_a_package_with_unreadable_constraints_ends_its_own_build_at_most(
+    constraints: bytes, place: Place, index: PackageIndex
+) -> None:
+    index.add(cli("1.1", constraints=constraints))
+    async with place.cache() as cache:
+        with suppress(VenvError):
+            await cache.get(place.spec("1.1"), Log())
+        assert await output(await cache.get(place.spec("1.0"), Log())) == "1.0"
+    assert place.left() == []
+
+
+@pytest.mark.parametrize("version", ["1.0", "latest"])
+async def test_an_error_that_nobody_thought_of_ends_one_build_and_no_more(version: str, place: Place) -> None:
+    async def broken(*_: object) -> int:
+        raise ExceptionGroup("several", [ValueError("an odd package")])
+
+    cache = VenvCache(root=place.venvs, bundled=place.path, uv=place.uv, environ=place.environ, run=broken)
+    log = Log()
+    async with cache:
+        for _ in range(2):
+            with pytest.raises(VenvError, match=r"ExceptionGroup: several \(1 sub-exception\)"):
+                await cache.get(place.spec(version), log)
+    assert "ValueError: an odd package" in log.text
+    assert place.left() == []
+
+
+async def test_a_plugin_that_the_cli_does_not_have_is_told_with_every_use_of_the_venv(place: Place) -> None:
+    for _ in range(2):
+        async with place.cache() as cache:
+            venv = await cache.get(place.spec(plugin="shopp"), Log())
+        assert len(venv.warnings) == 1
+        assert "has no plugin named `shopp`" in venv.warnings[0]
+    async with place.cache() as cache:
+        assert (await cache.get(place.spec(), Log())).warnings == ()
+
+
+async def test_builds_leave_no_locks(place: Place) -> None:
+    place.venvs.mkdir(parents=True)
+    (place.venvs / ".lock-of-a-killed-one").touch()
+    async with place.cache() as cache:
+        await cache.get(place.spec(), Log())
+        with pytest.raises(VenvError):
+            await cache.get(place.spec("7.0"), Log())
+        assert list(place.venvs.glob(".lock-*")) == []
 
 
 async def test_extra_requirements_may_deviate_but_the_cli_stays(place: Place, index: PackageIndex) -> None:

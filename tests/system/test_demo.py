@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -127,7 +128,7 @@ def test_without_a_package_index_it_says_what_uv_said(env: dict[str, str], tmp_p
     assert process.returncode == 1, output
     explanation = output.partition("The demo failed: the run ended as FAILURE.")[2]
     assert "acryl-datahub[sqlalchemy]==1.7.0.17 could not be installed" in explanation
-    assert "UV_INDEX_URL" in explanation
+    assert "package index (UV_" in explanation
     assert left_behind(tmp_path) == []
 
 
@@ -187,3 +188,53 @@ def test_a_venv_without_the_cli_is_refused_at_once(env: dict[str, str], tmp_path
         output, _ = process.communicate(timeout=DEADLINE)
     assert process.returncode == 2
     assert re.fullmatch(r"--venv: \S+ holds no DataHub CLI, as it has no bin/datahub\n", output)
+
+
+# --- the stand-in as a process of its own ---
+
+
+def stand_in_process(*arguments: str, lacking: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """`python -m executor.local.datahub`, where the package `lacking` is not installed."""
+    code = (
+        f"import runpy, sys; sys.modules.update({{name: None for name in {lacking.split()}}}); "
+        f"sys.argv[1:] = {list(arguments)}; runpy.run_module('executor.local.datahub', run_name='__main__')"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PATH": os.environ["PATH"], **env},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DEADLINE,
+    )
+
+
+def test_the_stand_in_without_the_extra_names_it() -> None:
+    ran = stand_in_process("--help", lacking="graphql jsonpatch")
+    assert ran.returncode == 2
+    assert re.fullmatch(
+        r"The DataHub stand-in needs \w+: pip install 'datahub-remote-executor\[demo\]'\n", ran.stderr
+    )
+
+
+def test_a_port_that_is_taken_is_said_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ran = stand_in_process("--port", str(port))
+    assert ran.returncode == 1
+    assert re.fullmatch(
+        rf"127\.0\.0\.1:{port} can't be listened on \(.*\): choose another --port\n", ran.stderr
+    )
+
+
+def test_a_queue_without_a_region_is_said_in_words_and_aws_region_is_one() -> None:
+    queue = "http://127.0.0.1:1/000000000000/q"
+    nowhere = stand_in_process("--port", "0", "--queue-url", queue)
+    assert nowhere.returncode == 2
+    assert "set AWS_REGION" in nowhere.stderr
+    assert "Traceback" not in nowhere.stderr
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # found out after the queue's client was made
+        ran = stand_in_process(
+            "--port", str(taken.getsockname()[1]), "--queue-url", queue, AWS_REGION="eu-west-1"
+        )
+    assert (ran.returncode, "listened on" in ran.stderr) == (1, True)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from anyio import to_thread
 
 from executor.local.datahub import DataHubStandIn
 from tests.servers import LocalStack, Postgres
@@ -253,3 +255,70 @@ async def test_a_work_folder_that_can_not_be_written_to_ends_the_start(
     ) as service:
         assert await service.ended() == 2
         assert "DATAHUB_EXECUTOR_WORK_DIR" in await eventually(service.log.read_text, lambda: "no words")
+
+
+@pytest.mark.parametrize("fault", ["a symbolic link", "for everybody", "of another user"])
+async def test_a_work_folder_that_others_can_fill_ends_the_start(
+    env: Mapping[str, str], tmp_path: Path, fault: str
+) -> None:
+    folder, planted = tmp_path / "work", tmp_path / "planted"
+    planted.mkdir()
+    match fault:
+        case "a symbolic link":
+            folder.symlink_to(planted)
+        case "for everybody":
+            folder.mkdir()
+            folder.chmod(0o777)
+        case _ if os.geteuid() == 0:
+            folder.mkdir()
+            os.chown(folder, 65534, 65534)
+        case _:
+            pytest.skip("a folder can be given away by root alone")
+    settings = {**env, "DATAHUB_EXECUTOR_WORK_DIR": str(folder)}
+    async with executor_process(tmp_path / "executor", settings) as service:
+        assert await service.ended() == 2
+        assert f"the work folder {folder} " in service.log.read_text()
+        assert "Set DATAHUB_EXECUTOR_WORK_DIR to a folder of its own" in service.log.read_text()
+    assert not [*folder.iterdir()]
+
+
+@pytest.mark.parametrize("mode", [None, 0o755, 0o700])
+async def test_a_work_folder_of_ones_own_is_used(
+    env: Mapping[str, str], tmp_path: Path, mode: int | None
+) -> None:
+    folder = tmp_path / "work"
+    if mode is not None:
+        folder.mkdir()
+        folder.chmod(mode)
+    settings = {**env, "DATAHUB_EXECUTOR_WORK_DIR": str(folder)}
+    async with executor_process(tmp_path / "executor", settings) as service:
+        await service.until("consuming")
+    assert folder.stat().st_mode & 0o777 == (mode or 0o700)
+
+
+@pytest.mark.parametrize("queue", ["plain-name", "http://127.0.0.1:{port}/000000000000/q"])
+async def test_a_queue_that_hangs_does_not_keep_the_service_from_stopping(
+    env: Mapping[str, str], tmp_path: Path, queue: str
+) -> None:
+    """The time-outs of its calls add up to a minute, much of what a task is given to stop."""
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        hanging.settimeout(DEADLINE)
+        port = hanging.getsockname()[1]
+        settings = {
+            **env,
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "DATAHUB_EXECUTOR_QUEUE": queue.format(port=port),
+            "DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT": "120",
+        }
+        async with executor_process(tmp_path / "executor", settings) as service:
+            connection, _ = await to_thread.run_sync(hanging.accept)
+            with connection, anyio.fail_after(20):
+                service.send(signal.SIGTERM)
+                assert await service.ended() == 0
+        assert service.events("stopped")
+
+
+async def test_an_aws_profile_that_does_not_exist_is_named(env: Mapping[str, str], tmp_path: Path) -> None:
+    async with executor_process(tmp_path / "executor", {**env, "AWS_PROFILE": "nope"}) as service:
+        said = await service.until("server_unavailable", lambda event: event["server"] == "queue")
+    assert "AWS_PROFILE" in said["reason"]

@@ -7,6 +7,7 @@ import anyio
 import pytest
 
 from executor.queue.batcher import BATCH_LIMIT, Batcher
+from executor.queue.delivery import QueueError
 
 DEADLINE = 10.0  # seconds; only a failing test takes them
 
@@ -38,6 +39,8 @@ class Submitters:
             self.outcomes[number] = "sent"
         except ValueError as error:
             self.outcomes[number] = f"refused {error}"
+        except QueueError as error:
+            self.outcomes[number] = str(error)
 
 
 @pytest.fixture
@@ -138,3 +141,72 @@ async def test_who_gives_up_during_the_call_does_not_keep_others_from_their_answ
         server.open.set()
     assert server.calls == [[1, 2]]
     assert submitters.outcomes == {2: "refused 2"}
+
+
+async def test_a_call_that_raises_is_an_answer_to_all_of_it_and_not_the_end() -> None:
+    calls: list[list[int]] = []
+
+    async def send(batch: Sequence[int]) -> list[Exception | None]:
+        calls.append(list(batch))
+        if len(calls) == 1:
+            raise RuntimeError("out of order")
+        if len(calls) == 2:
+            return [None]
+        return [None] * len(batch)
+
+    submitters = Submitters(batcher := Batcher(send))
+    with anyio.fail_after(DEADLINE):
+        async with anyio.create_task_group() as serving:
+            serving.start_soon(batcher.serve)
+            for numbers in ((1, 2), (3, 4), (5, 6)):
+                async with anyio.create_task_group() as tasks:
+                    for number in numbers:
+                        tasks.start_soon(submitters.submit, number)
+            serving.cancel_scope.cancel()
+    assert submitters.outcomes == {
+        1: "RuntimeError: out of order",
+        2: "RuntimeError: out of order",
+        3: "1 answers for 2 entries of a batch",
+        4: "1 answers for 2 entries of a batch",
+        5: "sent",
+        6: "sent",
+    }
+
+
+async def test_calls_go_side_by_side_up_to_a_bound(server: Server) -> None:
+    submitters = Submitters(batcher := Batcher(server.send, side_by_side=2))
+    with anyio.fail_after(DEADLINE):
+        async with anyio.create_task_group() as serving:
+            serving.start_soon(batcher.serve)
+            async with anyio.create_task_group() as tasks:
+                for number in range(25):
+                    tasks.start_soon(submitters.submit, number)
+                await anyio.wait_all_tasks_blocked()
+                assert server.calls == [list(range(10)), list(range(10, 20))]
+                server.open.set()
+            serving.cancel_scope.cancel()
+    assert server.calls[2:] == [list(range(20, 25))]
+    assert submitters.outcomes == dict.fromkeys(range(25), "sent")
+
+
+async def test_nobody_is_left_waiting_when_the_sending_ends(server: Server) -> None:
+    submitters = Submitters(batcher := Batcher(server.send))
+    with anyio.fail_after(DEADLINE):
+        async with anyio.create_task_group() as tasks:
+            serving = anyio.CancelScope()
+
+            async def serve() -> None:
+                with serving:
+                    await batcher.serve()
+
+            tasks.start_soon(serve)
+            tasks.start_soon(submitters.submit, 1)
+            await anyio.wait_all_tasks_blocked()
+            tasks.start_soon(submitters.submit, 2)
+            await anyio.wait_all_tasks_blocked()
+            assert server.calls == [[1]]
+            serving.cancel()
+            await anyio.wait_all_tasks_blocked()
+            tasks.start_soon(submitters.submit, 3)
+    assert set(submitters.outcomes) == {1, 2, 3}
+    assert all("the service is stopping" in outcome for outcome in submitters.outcomes.values())

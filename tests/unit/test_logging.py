@@ -201,3 +201,24 @@ async def test_a_server_that_was_never_there_is_said_to_be_away(stream: StringIO
     server.failed("no such host")
     assert server.reached is False
     assert [event["event"] for event in events(stream)] == ["server_unavailable"]
+
+
+async def test_a_server_that_fails_at_one_thing_alone_is_said_to_be_away_once(stream: StringIO) -> None:
+    server = Reachability("datahub")
+    server.answered("read")
+    for _ in range(3):
+        server.failed("DataHub answered 403", "write")
+        server.answered("read")
+    assert server.reached is False
+    server.answered("write")
+    assert server.reached is True
+    assert [event["event"] for event in events(stream)] == [
+        "server_reached", "server_unavailable", "server_back"
+    ]  # fmt: skip
+
+
+async def test_any_answer_ends_the_absence_of_a_server_that_could_not_be_reached(stream: StringIO) -> None:
+    server = Reachability("datahub")
+    server.failed("no such host")
+    server.answered("read")
+    assert [event["event"] for event in events(stream)] == ["server_unavailable", "server_back"]

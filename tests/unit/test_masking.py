@@ -79,13 +79,72 @@ def test_a_secret_within_another_does_not_uncover_it() -> None:
 
 
 def test_overlaps_of_a_secret_with_itself_are_masked() -> None:
-    assert Masker(["abcab"]).mask("-abcabcab-") == "-****-"
+    assert Masker(["abcdefab"]).mask("-abcdefabcdefab-") == "-****-"
 
 
 def test_values_that_an_environment_could_not_decode_are_masked_as_bytes_and_as_text() -> None:
     masker = Masker(["caf\udce9-secret"])
     assert masker.mask_bytes(b"<caf\xe9-secret>") == b"<****>"
     assert "secret" not in masker.mask("<caf\udce9-secret>")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("the latest testing of my_test1", "the latest testing of my_test1"),
+        ("test", "****"),
+        ("user=test&x", "user=****&x"),
+        (r'{"a": "line\ntest\n"}', r'{"a": "line\n****\n"}'),
+        ("a%20test%20b", "a%20****%20b"),
+        ("\x1b[31mtest\x1b[0m", "\x1b[31m****\x1b[0m"),
+        ("Basic dGVzdA==", "Basic ****"),
+    ],
+)
+def test_a_short_value_is_masked_where_it_stands_alone(text: str, shown: str) -> None:
+    assert Masker(["test"]).mask(text) == shown
+    assert streamed(Masker(["test"]), text.encode(), list(range(1, len(text)))).decode() == shown
+
+
+KEYSTORE = "\n".join(base64.b64encode(random.Random(n).randbytes(57)).decode() for n in range(16_000))
+WITH_PASSWORDS = "".join(f"user{n}: p{n:05d} # of {n}\n" for n in range(1000))
+
+
+def test_a_very_long_value_is_masked_in_a_time_that_grows_with_its_length_alone() -> None:
+    masker = Masker([KEYSTORE])
+    lines = KEYSTORE.split("\n")
+    for shown in (
+        masker.mask(f"{lines[7]}"),
+        masker.mask(f"key: {lines[8]}, {lines[9]}"),
+        masker.mask(json.dumps({"key": KEYSTORE})),
+        masker.mask(repr(KEYSTORE)),
+        masker.mask(quote(KEYSTORE)),
+        masker.mask(base64.b64encode(KEYSTORE.encode()).decode()),
+    ):
+        assert "****" in shown
+        assert not any(line[:20] in shown or line[-20:] in shown for line in lines)
+        assert len(shown) < 16_000 * 10
+
+
+def test_a_line_of_a_very_long_value_is_masked_where_it_stands_alone() -> None:
+    assert Masker([WITH_PASSWORDS]).mask("x\n  user7: p00007 # of 7\r\ny") == "x\n  ****\r\ny"
+
+
+@pytest.mark.parametrize("value", [KEYSTORE, WITH_PASSWORDS])
+def test_a_very_long_value_stays_masked_however_a_stream_is_cut(value: str) -> None:
+    rng = random.Random(5)
+    masker, lines = Masker([value]), value.split("\n")
+    for _ in range(200):
+        parts = [rng.choice(lines), "\n", "an ordinary line\n", json.dumps("\n".join(lines[5:8])), " ", "\n"]
+        data = ("\n" + "".join(rng.choices(parts, k=12)) + ".").encode()
+        cuts = sorted(rng.choices(range(len(data) + 1), k=rng.randint(0, 12)))
+        assert streamed(masker, data, cuts) == streamed(masker, data, []), (data, cuts)
+
+
+def test_a_stream_that_ends_without_a_line_end_shows_its_last_line_unless_it_begins_a_secret() -> None:
+    masker = Masker([KEYSTORE])
+    assert streamed(masker, b"one\nlast words", [5]) == b"one\nlast words"
+    assert streamed(masker, b"one\n" + KEYSTORE[:30].encode(), [5]) == b"one\n****"
+    assert streamed(masker, b"one\nkey: " + KEYSTORE[:30].encode(), [5]) == b"one\nkey: ****"
 
 
 def test_without_a_secret_in_it_the_data_comes_back_itself() -> None:
@@ -128,8 +187,9 @@ def test_a_stream_broken_off_inside_a_secret_does_not_show_its_beginning() -> No
 def test_however_a_stream_is_cut_it_shows_what_the_whole_would() -> None:
     rng = random.Random(7)
     for _ in range(3000):
-        values = ["".join(rng.choices("abc*", k=rng.randint(3, 6))) for _ in range(rng.randint(1, 4))]
-        data = "".join(rng.choices("abc*-", k=rng.randint(0, 40))).encode() + b"."
+        sizes = [rng.choice([3, 4, 5, 8, 9]) for _ in range(rng.randint(1, 4))]  # words, and what is none
+        values = ["".join(rng.choices("ab*", k=size)) for size in sizes]
+        data = "".join(rng.choices("aab*-", k=rng.randint(0, 50))).encode() + b"."
         cuts = sorted(rng.choices(range(len(data) + 1), k=rng.randint(0, 8)))
         masker = Masker(values)
         whole = streamed(masker, data, [])
@@ -139,14 +199,14 @@ def test_however_a_stream_is_cut_it_shows_what_the_whole_would() -> None:
 def test_no_secret_leaves_any_stream() -> None:
     rng = random.Random(11)
     for _ in range(2000):
-        values = ["".join(rng.choices("ab", k=rng.randint(3, 7))) for _ in range(rng.randint(1, 3))]
-        data = "".join(rng.choices("ab-", k=40)).encode()
+        values = ["".join(rng.choices("ab", k=rng.randint(8, 10))) for _ in range(rng.randint(1, 3))]
+        data = "".join(rng.choices([*"ab-", *values], k=30)).encode()
         shown = streamed(Masker(values), data, sorted(rng.choices(range(41), k=6)))
         assert not any(value.encode() in shown for value in values), (values, data, shown)
 
 
 def test_an_endless_repetition_of_a_secret_is_not_held_back() -> None:
-    stream = Masker(["aaa"]).stream()
+    stream = Masker(["aaaaaaaa"]).stream()
     shown = b"".join(stream.feed(b"a" * 1000) for _ in range(10)) + stream.feed(b"b") + stream.flush()
     assert shown == b"****b"
 

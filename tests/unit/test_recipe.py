@@ -8,8 +8,16 @@ import pytest
 import yaml
 from packaging.version import Version
 
-from executor.ingestion.recipe import MAX_NODES, Recipe, RecipeError, parse_recipe, stdin_for
-from executor.ingestion.references import SecretReferences, references, substitute
+from executor.ingestion.recipe import (
+    MAX_NODES,
+    MAX_RECIPE,
+    MAX_YAML,
+    Recipe,
+    RecipeError,
+    parse_recipe,
+    stdin_for,
+)
+from executor.ingestion.references import MAX_NESTING, SecretReferences, references, substitute
 
 NEW, OLD = Version("1.5.0.15"), Version("1.5.0.14")
 
@@ -106,6 +114,19 @@ def test_a_recipe_nested_without_end_is_refused(text: str) -> None:
         parse_recipe(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"source": {"type": "file"}, "x": "' + "x" * MAX_RECIPE + '"}', f"{MAX_RECIPE:,} characters"),
+        ("source: {type: file}\nx: " + "x" * MAX_YAML, "give it as JSON"),
+        ("source: {type: file}\nx:" + "\n- 1" * MAX_NODES, f"{MAX_NODES:,} values"),
+    ],
+)
+def test_a_recipe_that_would_take_long_to_read_is_refused(text: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        parse_recipe(text)
+
+
 @pytest.mark.parametrize("levels", [6, 40])
 @pytest.mark.parametrize("level", ["&{0} [{1}]", "&{0} {{<<: [{1}], k{0}: 1}}"])
 def test_a_yaml_bomb_is_refused_before_it_goes_off(level: str, levels: int) -> None:
@@ -151,6 +172,27 @@ def test_the_repr_shows_nothing_of_the_content() -> None:
     ],
 )
 def test_the_names_in_a_string_are_those_that_the_cli_looks_up(text: str, expected: SecretReferences) -> None:
+    assert references(text) == expected
+
+
+@pytest.mark.parametrize("text", ["${" * 500_000, "${A:-" * 150_000 + "}" * 150_000, "\\" * 999_999])
+def test_references_without_end_are_left_to_the_cli(text: str) -> None:
+    assert references(text) == refer()
+    assert substitute(text, {"A": "alpha"}) == text
+
+
+def test_references_within_references_are_read_up_to_some_depth() -> None:
+    text = "${A:-" * MAX_NESTING + "${B}" + "}" * MAX_NESTING
+    assert references(text) == refer(optional=("A", "B"))
+    assert substitute(text, {"B": "beta"}) == "beta"
+    assert references("${A:-" + text + "}") == refer()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("${\n}x", refer()), ("a${}", refer()), ("x${A}\n}", refer("A")), ("x\n ${A} }\n$", refer("A"))],
+)
+def test_a_reference_ends_in_its_line(text: str, expected: SecretReferences) -> None:
     assert references(text) == expected
 
 

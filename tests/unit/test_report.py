@@ -30,7 +30,7 @@ def test_the_report_begins_with_how_the_run_ended_and_tells_what_ran_where() -> 
         "Attempt 1 was interrupted",
     ):
         assert words in text
-    assert text.index("Attempt 1") < text.index('{"a": 1}') < text.index("log line 1")
+    assert text.index("Attempt 1") < text.index('"a": 1') < text.index("log line 1")
     assert lines[-1] == "log line 2"
 
 
@@ -51,7 +51,23 @@ def test_the_structured_report_is_stored_as_the_cli_wrote_it() -> None:
     written = b'{\n  "source": {"failures": ["\\u00fc \xc3\xbc"]}\n}'
     fitted = fit(ENDED, written, "", NOBODY)
     assert fitted.structured == written.decode()
-    assert fitted.structured in fitted.report
+
+
+def test_people_see_of_the_structured_report_what_says_something() -> None:
+    written = {"source": {"failures": ["größer", 0], "seen": 0, "skipped": [], "more": {"a": {}, "b": None}},
+               "dry": False, "ratio": 0.5}  # fmt: skip
+    fitted = fit(ENDED, json.dumps(written).encode(), "", NOBODY)
+    shown = fitted.report.partition("== Structured report ==\n")[2].partition("\n\n== Log")[0]
+    assert json.loads(shown) == {"source": {"failures": ["größer", 0]}, "dry": False, "ratio": 0.5}
+    assert '\n      "größer",\n' in shown
+    assert json.loads(fitted.structured or "") == written
+
+
+@pytest.mark.parametrize(
+    "written", [b'{"a": ' * 900 + b"1" + b"}" * 900, json.dumps(["x"] * 60_000).encode()]
+)
+def test_a_report_that_can_not_be_indented_is_shown_as_it_is(written: bytes) -> None:
+    assert written.decode() in fit(ENDED, written, "", NOBODY).report
 
 
 @pytest.mark.parametrize("written", [b"", b'{"a": ', b"\xff", b"not json", b"[" * 100_000])
@@ -69,17 +85,22 @@ def test_numbers_that_no_browser_reads_become_null() -> None:
 
 def test_everything_is_masked() -> None:
     secret = 'hun"ter\n2-long-line'
-    masker = Masker([secret, "12345"])
-    structured = {secret: ["x " + secret, json.dumps({"in": secret})], "n": 12345, "near": 912345.5, "ok": 7}
+    masker = Masker([secret, "12345678"])
+    structured = {
+        secret: ["x " + secret, json.dumps({"in": secret})],
+        "n": 12345678,
+        "near": 9123456785.5,
+        "ok": 7,
+    }
     summary = replace(ENDED, ending=f"FAILURE: {secret}", notes=(f"note {secret}",))
-    fitted = fit(summary, json.dumps(structured).encode(), f"log {secret} 12345", masker)
+    fitted = fit(summary, json.dumps(structured).encode(), f"log {secret} 12345678", masker)
     for text in (fitted.report, fitted.structured or ""):
-        for part in ("hun", "ter", "long-line", "12345"):
+        for part in ("hun", "ter", "long-line", "12345678"):
             assert part not in text
     assert json.loads(fitted.structured or "") == {
         "****": ["x ****", '{"in": "****"}'],
         "n": "****",
-        "near": "9****.5",
+        "near": "9****5.5",
         "ok": 7,
     }
 

@@ -100,7 +100,7 @@ def test_every_setting_is_read_from_its_own_variable() -> None:
 def test_an_older_name_is_read_and_our_own_wins(field: str, names: list[str]) -> None:
     value = {
         "DATAHUB_GMS_URL": "http://old:1",
-        "DATAHUB_EXECUTOR_QUEUE": "https://sqs.eu-west-1.amazonaws.com/1/old",
+        "DATAHUB_EXECUTOR_QUEUE": "https://sqs.eu-west-1.amazonaws.com/123456789012/old",
     }
     for name in names:
         others = {key: text for key, text in MINIMAL.items() if key != field}
@@ -249,6 +249,9 @@ def test_a_url_without_an_account_is_fine_for_a_local_server() -> None:
         "arn:aws:sqs:us-east-1:123456789012:queue/x",
         "https://sqs.us-east-1.amazonaws.com/",
         "https://sqs.us-east-1.amazonaws.com/123456789012/a b",
+        "https://sqs.us-east-1.amazonaws.com/datahub-ingestion",
+        "https://sqs.us-east-1.amazonaws.com/12345/datahub-ingestion",
+        "https://sqs.cn-north-1.amazonaws.com.cn/datahub-ingestion",
         "sqs://us-east-1/queue",
         f"https://user:{TOKEN}@sqs.us-east-1.amazonaws.com/123456789012/q",
         "https://[/123456789012/q",
@@ -354,14 +357,53 @@ def test_the_command_shows_each_setting_its_value_and_where_it_came_from(stream:
     assert err.getvalue() == ""
 
 
-def test_the_command_says_the_faults_on_standard_error_and_exits_with_2() -> None:
+def table(env: dict[str, str]) -> tuple[int, dict[str, str], str]:
+    """Exit code, what stands behind each setting's name, and standard error."""
     out, err = io.StringIO(), io.StringIO()
+    code = run(env, out=out, err=err)
+    rows = (line.split(maxsplit=1) for line in out.getvalue().splitlines())
+    return code, {name: " ".join(rest.split()) for name, rest in rows}, err.getvalue()
 
-    assert run({"DATAHUB_EXECUTOR_POLL_ID": "x"}, out=out, err=err) == 2
 
-    assert out.getvalue() == ""
-    assert [line.split()[0] for line in err.getvalue().splitlines()] == [
+def test_the_command_says_the_faults_on_standard_error_and_shows_what_is_fine() -> None:
+    code, rows, err = table({"DATAHUB_EXECUTOR_POLL_ID": "x", "DATAHUB_EXECUTOR_MAX_ATTEMPTS": "7"})
+
+    assert code == 2
+    assert [line.split()[0] for line in err.splitlines()] == [
         "DATAHUB_EXECUTOR_POLL_ID",
         "DATAHUB_GMS_URL",
         "DATAHUB_EXECUTOR_QUEUE",
     ]
+    assert rows["DATAHUB_GMS_URL"] == "✗ not set DATAHUB_GMS_URL"
+    assert rows["DATAHUB_EXECUTOR_QUEUE"] == "✗ not set DATAHUB_EXECUTOR_QUEUE"
+    assert rows["AWS_REGION"] == "none default"
+    assert rows["DATAHUB_EXECUTOR_MAX_ATTEMPTS"] == "7 DATAHUB_EXECUTOR_MAX_ATTEMPTS"
+    assert len(rows) == len(Settings.model_fields) + 1
+
+
+@pytest.mark.parametrize(
+    ("env", "name", "row"),
+    [
+        (MINIMAL | {"EXECUTOR_ID": "a", "DATAHUB_ACCESS_TOKEN": "a b"}, "DATAHUB_GMS_TOKEN", "✗ faulty"),
+        (
+            MINIMAL | {"DATAHUB_EXECUTOR_QUEUE": "a/b", "AWS_REGION": "x"},
+            "DATAHUB_EXECUTOR_QUEUE",
+            "✗ faulty",
+        ),
+        (MINIMAL | {"DATAHUB_EXECUTOR_QUEUE": "a"}, "AWS_REGION", "✗ not set"),
+        (MINIMAL | {"DATAHUB_EXECUTOR_TASK_TIMEOUT": "0"}, "DATAHUB_EXECUTOR_TASK_TIMEOUT", "✗ faulty"),
+    ],
+)
+def test_each_faulty_setting_is_marked(env: dict[str, str], name: str, row: str) -> None:
+    code, rows, err = table(env)
+    assert code == 2
+    [(marked, text)] = [(name, text) for name, text in rows.items() if "✗" in text]
+    assert marked == name
+    assert text.startswith(row)
+    assert len(err.splitlines()) == 1
+
+
+def test_the_queue_is_shown_as_it_was_written() -> None:
+    arn = "arn:aws:sqs:eu-west-1:000000000000:ingest"
+    code, rows, _ = table(MINIMAL | {"DATAHUB_EXECUTOR_QUEUE": f' "{arn}"'})
+    assert (code, rows["DATAHUB_EXECUTOR_QUEUE"]) == (0, f"{arn} DATAHUB_EXECUTOR_QUEUE")

@@ -67,7 +67,12 @@ def test_a_recipe_that_json_cannot_hold_is_sent_as_it_was_written() -> None:
         ("sink: {}", {}, "needs a `source`"),
         (RECIPE, {"env": ["NAME"]}, "NAME=VALUE"),
         (RECIPE, {"env": ["=x"]}, "NAME=VALUE"),
+        (RECIPE, {"env": ["MY NAME=x"]}, "has a blank"),
         (RECIPE, {"env": ["EXECUTOR_TASK_WEIGHT=heavy"]}, "EXECUTOR_TASK_WEIGHT"),
+        (RECIPE, {"cli_version": "banana"}, "'banana' is none"),
+        (RECIPE, {"plugin": ["okta", "no/extra"]}, "extra plugin 2"),
+        (RECIPE, {"requirement": ["${NAMED_THERE}", "six ==== 9"]}, "extra requirement 2"),
+        (RECIPE, {"requirement": ["${REQUIREMENT}"], "env": ["REQUIREMENT=-r other.txt"]}, "is an option"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_words(recipe: str, given: dict[str, Any], words: str) -> None:
@@ -75,9 +80,21 @@ def test_what_makes_no_sense_is_refused_in_words(recipe: str, given: dict[str, A
         make(recipe, **given)
 
 
+@pytest.mark.parametrize("requirement", ["${PACKAGE}", "six @ ${WHEEL}", "six==${SIX_VERSION}", "-${X}"])
+def test_what_only_the_executors_environment_can_tell_is_let_pass(requirement: str) -> None:
+    assert read(make(requirement=[requirement])).extra_pip_requirements == (requirement,)
+
+
+@pytest.mark.parametrize(("weight", "notes"), [("0.5", 0), ("1", 0), ("1.5", 1)])
+def test_a_weight_over_a_whole_executor_is_noted(weight: str, notes: int) -> None:
+    request = make(env=[f"EXECUTOR_TASK_WEIGHT={weight}"])
+    assert len(request.notes) == notes
+    assert all("counts as 1.0" in note for note in request.notes)
+
+
 def test_a_request_that_is_too_large_for_the_queue_is_refused() -> None:
     with pytest.raises(SubmitError, match="at most 1,048,576"):
-        make(json.dumps({"source": {"type": "file"}, "x": "ü" * 200_000})).message()
+        make(json.dumps({"source": {"type": "file"}, "x": "ü" * 160_000})).message()
 
 
 def test_the_recipe_is_not_in_the_repr() -> None:

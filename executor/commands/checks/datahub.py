@@ -12,9 +12,7 @@ from executor.commands.checks.findings import Findings
 from executor.datahub.client import DataHub
 from executor.datahub.errors import (
     DataHubError,
-    DataHubRefusedError,
     DataHubUnavailableError,
-    UnauthorizedError,
 )
 from executor.datahub.probe import write_access
 from executor.datahub.transport import Transport, open_transport
@@ -23,6 +21,7 @@ from executor.settings import Settings
 ANSWER_WITHIN: Final = 15.0  # seconds for one call
 NAMES: Final = ("DataHub", "read requests", "read kill signals", "write run state", "read secrets")
 _TOKEN: Final = "token"  # noqa: S105 - the name of a line
+_FORBIDDEN: Final = "DataHub forbids it to the token's owner"
 _READ, _SIGNALS, _WRITE, _SECRETS = NAMES[1:]
 
 Answer = TypeVar("Answer")
@@ -46,61 +45,78 @@ async def check_datahub(
         took, ahead = (anyio.current_time() - asked) * 1000, offset(transport.date, clock())
         if version is not None:
             findings.good(NAMES[0], f"version {version} at {settings.gms_url}, answers in {took:.0f} ms")
-            await _check_token(settings, datahub, transport, findings)
+            await _check_access(transport, findings, has_token=token is not None)
         return ahead
 
 
-async def _check_token(
-    settings: Settings, datahub: DataHub, transport: Transport, findings: Findings
-) -> None:
-    if settings.gms_token is None:
+async def _check_access(transport: Transport, findings: Findings, *, has_token: bool) -> None:
+    """Whether the token is accepted; if so, what it is good for."""
+    datahub, made_up = DataHub(transport), f"check-{uuid4()}"
+    reading = await _error_of(lambda: datahub.followed_state(made_up))
+    if reading is not None and reading.kind == "401":
+        words = "refused" if has_token else "none is set, and DataHub asks for one"
+        findings.fault(_TOKEN, words, "make a new one and set DATAHUB_GMS_TOKEN")
+        for name in NAMES[1:]:
+            findings.skipped(name, "DataHub accepts no call without a token that it knows")
+        return
+    if not has_token:
         words = "none is set, which only a DataHub without authentication takes"
         findings.warning(_TOKEN, words, "set DATAHUB_GMS_TOKEN")
-    made_up = f"check-{uuid4()}"
-    await _check_read(findings, _READ, "by GraphQL", lambda: datahub.followed_state(made_up))
-    await _check_read(findings, _SIGNALS, "by OpenAPI", lambda: datahub.kill_signals([made_up]))
+    elif isinstance(reading, DataHubUnavailableError):
+        findings.skipped(_TOKEN, "DataHub gave no answer that tells")
+    else:
+        findings.good(_TOKEN, "accepted")
+    _judge_read(findings, _READ, "by GraphQL", reading)
+    signals = await _error_of(lambda: datahub.kill_signals([made_up]))
+    _judge_read(findings, _SIGNALS, "by OpenAPI", signals)
     await _check_write(transport, findings)
     await _check_secrets(datahub, findings, made_up)
 
 
-async def _check_read(findings: Findings, name: str, how: str, read: Callable[[], Awaitable[object]]) -> None:
+async def _error_of(ask: Callable[[], Awaitable[object]]) -> DataHubError | None:
     try:
-        await _soon(read)
-    except UnauthorizedError as error:
-        findings.fault(name, str(error), "give the token's owner the privilege to view execution requests")
+        await _soon(ask)
     except DataHubError as error:
-        findings.fault(name, str(error))
-    else:
+        return error
+    return None
+
+
+def _judge_read(findings: Findings, name: str, how: str, error: DataHubError | None) -> None:
+    if error is None:
         findings.good(name, how)
+    elif error.kind == "403":
+        way_out = "give the token's owner the privilege to view execution requests"
+        findings.fault(name, _FORBIDDEN, way_out)
+    else:
+        findings.fault(name, str(error))
 
 
 async def _check_write(transport: Transport, findings: Findings) -> None:
     try:
         way = await _soon(lambda: write_access(transport))
-    except UnauthorizedError as error:
-        findings.fault(
-            _WRITE, str(error), "give the token's owner the privilege to edit entities (execution requests)"
-        )
     except DataHubUnavailableError as error:
         findings.warning(_WRITE, f"could not be tried without writing: {error}", "see the first run")
-    except DataHubRefusedError as error:
-        findings.fault(_WRITE, str(error))
+    except DataHubError as error:
+        if error.kind == "403":
+            way_out = "give the token's owner the privilege to edit entities (execution requests)"
+            findings.fault(_WRITE, _FORBIDDEN, way_out)
+        else:
+            findings.fault(_WRITE, str(error))
     else:
         old = "" if way == "patchEntity" else ", as this server has no patchEntity for it"
         findings.good(_WRITE, f"by {way}{old} (tried with what can't be stored)")
 
 
 async def _check_secrets(datahub: DataHub, findings: Findings, made_up: str) -> None:
-    try:
-        await _soon(lambda: datahub.secret_values([made_up]))
-    except DataHubError as error:
-        findings.warning(
-            _SECRETS,
-            str(error),
-            "give the token's owner the privilege to manage secrets, or keep to secrets in files and variables",
-        )
-    else:
+    error = await _error_of(lambda: datahub.secret_values([made_up]))
+    if error is None:
         findings.good(_SECRETS, "from DataHub's own store")
+        return
+    words, way_out = str(error), "keep to secrets in files and variables"
+    if error.kind == "403":
+        words = _FORBIDDEN
+        way_out = f"give the token's owner the privilege to manage secrets, or {way_out}"
+    findings.warning(_SECRETS, words, way_out)
 
 
 async def _soon(ask: Callable[[], Awaitable[Answer]]) -> Answer:
@@ -112,6 +128,6 @@ async def _soon(ask: Callable[[], Awaitable[Answer]]) -> Answer:
 
 
 def _way_to(error: DataHubError) -> str:
-    if isinstance(error, DataHubUnavailableError):
+    if isinstance(error, DataHubUnavailableError) and "check DATAHUB_GMS_URL" not in str(error):
         return "check DATAHUB_GMS_URL, the network between, and whether DataHub runs"
     return ""

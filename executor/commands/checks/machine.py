@@ -1,10 +1,11 @@
-"""This machine: uv, the bundled venvs, the disk, and the ECS task where there is one."""
+"""This machine: uv, the bundled venvs, the disk, the port, and the ECS task where there is one."""
 
-import os
+import errno
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,11 +16,11 @@ import uv
 from executor.commands.checks.findings import Findings
 from executor.settings import Settings
 
-LOW_SPACE: Final = 2_000_000_000  # bytes; a venv of the CLI takes 0.3 to 1 GB
+LOW_SPACE: Final = 2_000_000_000  # bytes; a venv of the CLI takes 0.2 to 2 GB
 _UV_ENDS_WITHIN: Final = 10.0  # seconds
 _ECS_ANSWERS_WITHIN: Final = 3.0  # seconds
 _WORK, _SPACE, _CACHE, _BUNDLED = "work folder", "free space", "uv's cache", "bundled venvs"
-NAMES: Final = (_WORK, _SPACE, _CACHE, _BUNDLED)
+_PORT: Final = "metrics port"
 
 
 async def check_uv(findings: Findings) -> None:
@@ -40,9 +41,11 @@ def check_disk(settings: Settings, env: Mapping[str, str], findings: Findings) -
     work = settings.work_dir
     try:
         there = _existing(work)
-        _try_to_write(work, there)
+        with _made(work, there), tempfile.TemporaryFile(dir=work):
+            pass
     except OSError as error:
-        words = f"{work} can't be written to ({error.strerror or error})"
+        verb = "written to" if work.exists() else "made"
+        words = f"{work} can't be {verb} ({error.strerror or error})"
         findings.fault(_WORK, words, "set DATAHUB_EXECUTOR_WORK_DIR to a folder that can")
         findings.skipped(_SPACE, "the work folder can't be used")
         findings.skipped(_CACHE, "the work folder can't be used")
@@ -50,6 +53,32 @@ def check_disk(settings: Settings, env: Mapping[str, str], findings: Findings) -
     findings.good(_WORK, str(work) if there == work else f"{work}, made at the start")
     _check_space(there, findings)
     _check_cache(work, env, findings)
+
+
+async def check_port(settings: Settings, findings: Findings) -> None:
+    """Listen where health and metrics are served, and stop at once."""
+    port = settings.metrics_port
+    if not port:
+        findings.good(_PORT, "off, as DATAHUB_EXECUTOR_METRICS_PORT is 0")
+        return
+    try:
+        async with await anyio.create_tcp_listener(local_port=port):
+            pass
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            findings.warning(
+                _PORT,
+                f"{port} is taken: by an executor that runs on this machine, or else by something in its way",
+                "a further executor needs another DATAHUB_EXECUTOR_METRICS_PORT, or 0 for none",
+            )
+        else:
+            findings.fault(
+                _PORT,
+                f"{port} can't be used ({error.strerror})",
+                "set DATAHUB_EXECUTOR_METRICS_PORT to another one, or to 0 for none",
+            )
+    else:
+        findings.good(_PORT, f"{port} is free")
 
 
 def check_bundled(settings: Settings, findings: Findings) -> None:
@@ -101,12 +130,20 @@ def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-def _try_to_write(work: Path, there: Path) -> None:
-    if there == work:
-        with tempfile.TemporaryFile(dir=work):
-            pass
-    elif not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"{there} is read-only for us")
+@contextmanager
+def _made(folder: Path, there: Path) -> Iterator[None]:
+    """The folder, made as the executor does; what was made below `there` is removed again."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        yield
+    finally:
+        for made in (folder, *folder.parents):
+            if made == there:
+                break
+            try:
+                made.rmdir()
+            except OSError:  # never made, or somebody uses it by now
+                continue
 
 
 def _check_space(there: Path, findings: Findings) -> None:
@@ -114,7 +151,7 @@ def _check_space(there: Path, findings: Findings) -> None:
     words = f"{free / 1e9:.1f} GB"
     if free < LOW_SPACE:
         way_out = "free some, or give the task more storage (ECS: ephemeralStorage)"
-        findings.warning(_SPACE, f"{words}, and a venv takes up to 1 GB", way_out)
+        findings.warning(_SPACE, f"{words}, and a venv takes 0.2 to 2 GB", way_out)
     else:
         findings.good(_SPACE, words)
 

@@ -54,9 +54,9 @@ async def check_queue(
 
 def _not_reached(queue: str, error: QueueError | TimeoutError, findings: Findings) -> None:
     words = str(error) or f"the queue {queue} could not be reached: no answer in {ANSWER_WITHIN:g} s"
-    has_no_way_out = "could not be reached" in words
+    names_way_out = any(sign in words for sign in ("check ", "set ", "Check "))
     way_out = (
-        "check DATAHUB_EXECUTOR_QUEUE, AWS_ENDPOINT_URL and the network between" if has_no_way_out else ""
+        "" if names_way_out else "check DATAHUB_EXECUTOR_QUEUE, AWS_ENDPOINT_URL and the network between"
     )
     findings.fault(NAMES[0], words, way_out)
     for name in NAMES[1:]:
