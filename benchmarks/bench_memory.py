@@ -57,7 +57,7 @@ def _held(samples: list[tuple[Memory, int, int, int, Memory]]) -> Iterator[Figur
     yield max_of("memory: USS, the same moment", [now.uss / MB for now, *_ in samples], "MB")
     yield max_of("memory: peak RSS until then", [peak / MB for _, peak, *_ in samples], "MB")
     yield max_of("memory: PSS before the first run", [idle.pss / MB for *_, idle in samples], "MB")
-    yield max_of("memory: threads", [threads for _, _, threads, *_ in samples], "", 2)
+    yield max_of("memory: threads, with 32 runs held", [threads for _, _, threads, *_ in samples], "", None)
     yield max_of("memory: processes besides the runs", [others for *_, others, _ in samples], "", 0)
 
 

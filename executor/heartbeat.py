@@ -112,7 +112,7 @@ class Heartbeat:
                     if watched:
                         await self._stop_killed(watched)
                     elif now - last_ping >= IDLE_PING_INTERVAL:
-                        await self.datahub.ping()
+                        await self.datahub.probe()
                         last_ping = now
             except (DataHubError, TimeoutError):
                 await backoff.wait()  # reachability says it once, see operations
