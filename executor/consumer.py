@@ -26,7 +26,7 @@ SIGNAL_DELAY = 5.0  # seconds until a kill that could not be passed on is tried 
 LAST_RECEIVE_SPARE = 2.0  # seconds beyond its own wait that a receive under way at the stop is given
 LONGEST_PAUSE = 2.0  # seconds between receives of a server that doesn't wait for messages
 LAST_RELEASE_TIMEOUT = 5.0  # seconds to give back what came while the service was stopping
-RECEIVERS = 2  # while one waits for messages, slots that become free must not wait for its return
+RECEIVERS = 3  # while one waits for messages, slots that become free must not wait for its return
 REMEMBERED_MESSAGES = 10_000  # ids of messages that were complained of, so that each is said once
 
 log = structlog.get_logger()

@@ -25,6 +25,9 @@ from executor.requests import ExecutionRequest, MalformedMessage, request_from_i
 from executor.run import ActiveRuns, Phase, Run, StopReason
 from executor.settlement import Disposal, Settlement, Verdict
 
+SLOTS_FIRST = (
+    0.01  # seconds: beside other runs, asking for what may start next goes before telling what ended
+)
 CLAIM_PATIENCE = 1800.0  # seconds that a request waits for DataHub, its lease held, before it is given back
 GIVE_BACK_DELAY = 30.0  # seconds until a request that DataHub's absence kept from starting is tried again
 FOREIGN_DELAY = 5.0  # seconds until a message for another executor id is offered again, a receive
@@ -61,6 +64,8 @@ class Executor:
             with run.work:
                 async with ticket:
                     verdict = await self._work(run, ticket)
+            if ticket.left_others:
+                await anyio.sleep(SLOTS_FIRST)
             await self._settle(run, verdict or self._stopped(run))
         finally:
             self.active.remove(run)

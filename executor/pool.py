@@ -103,6 +103,7 @@ class Ticket:
         self.units = units
         self.granted = anyio.Event()
         self._given_back = False
+        self.left_others = False  # there were other runs when the slot was given back
 
     async def __aenter__(self) -> Self:
         try:
@@ -119,6 +120,7 @@ class Ticket:
         """Free the slot before the context is left; the place in the queue where there is no slot yet."""
         if not self._given_back:
             self._given_back = True
+            self.left_others = self._pool.active > 1
             self._pool._withdraw(self)  # noqa: SLF001 - the ticket is the pool's other half
 
     async def change(self, weight: float | None) -> None:
