@@ -17,7 +17,6 @@ from executor.datahub.errors import (
 )
 from executor.datahub.state import Status, StoredState
 from executor.ingestion.ingest import IngestError, Ingestion
-from executor.ingestion.recipe import Recipe
 from executor.operations.metrics import Metrics
 from executor.pool import Ticket
 from executor.reporter import ATTEMPT, OWNER
@@ -53,7 +52,8 @@ class Executor:
     def describe(self, run: Run) -> None:
         """Let every line of the run's log say what it ingests from; a recipe that can't be read fails later."""
         try:
-            run.describe(self.ingestion.parse(run.request).source_type)
+            run.recipe = self.ingestion.parse(run.request)
+            run.describe(run.recipe.source_type)
         except IngestError:
             run.describe("unknown")
 
@@ -185,7 +185,7 @@ class Executor:
         run.advance(Phase.PREPARING)
         journal = run.journal
         try:
-            recipe: Recipe = self.ingestion.parse(request)
+            recipe = run.recipe or self.ingestion.parse(request)  # parsed again only to raise why it can't be
             secrets = await self._patiently(lambda: self.ingestion.secrets(request, recipe))
             journal.log_to(self.ingestion.masker(request, secrets))
             with self.ingestion.masked_log(journal.masker):

@@ -8,6 +8,7 @@ import anyio
 from structlog.typing import FilteringBoundLogger
 
 from executor.ingestion.process import TERMINATION_GRACE
+from executor.ingestion.recipe import Recipe
 from executor.journal import Journal
 from executor.queue.delivery import Delivery
 from executor.reporter import Reporter
@@ -62,6 +63,7 @@ class Run:
     journal: Journal
     reporter: Reporter
     log: FilteringBoundLogger
+    recipe: Recipe | None = None  # of the request, where it can be read
     phase: Phase = Phase.WAITING
     stop_reason: StopReason | None = None
     stop_grace: float = TERMINATION_GRACE  # seconds between SIGTERM and SIGKILL

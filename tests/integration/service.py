@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 import httpx
@@ -22,9 +22,8 @@ from executor.operations.logging import configure_logging
 from executor.service import Service
 from executor.settings import load_settings
 from tests.servers import LocalStack
+from tests.servers.executor import eventually
 from tests.servers.process import free_port
-
-T = TypeVar("T")
 
 DEADLINE = 30.0  # seconds that anything expected may take
 ENDS = ("SUCCESS", "FAILURE", "CANCELLED")
@@ -97,23 +96,12 @@ class FakeClis:
         return await eventually(
             lambda: found if len(found := self.notes(name)) >= count else None,
             lambda: f"no script noted {name!r} {count} times: {self.notes(name)}",
+            DEADLINE,
         )
 
     def let(self, name: str) -> None:
         """What scripts that `wait_for(name)` wait for."""
         (self.notes_folder / name).touch()
-
-
-async def eventually(
-    look: Callable[[], T | None], complaint: Callable[[], str], deadline: float = DEADLINE
-) -> T:
-    """What `look` finds, as soon as it finds something."""
-    with anyio.move_on_after(deadline):
-        while True:
-            if (found := look()) is not None:
-                return found
-            await anyio.sleep(0.01)
-    raise AssertionError(complaint())
 
 
 @dataclass
@@ -339,7 +327,7 @@ class Site:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until it holds."""
-        await eventually(lambda: condition() or None, lambda: f"it never came true:\n{self.tail()}")
+        await eventually(lambda: condition() or None, lambda: f"it never came true:\n{self.tail()}", DEADLINE)
 
     async def stopped(self, service: RunningService) -> None:
         """Wait until a service that was signalled has stopped."""
@@ -374,6 +362,7 @@ class Site:
                 else None
             ),
             lambda: f"{name} was not logged {count} times:\n{self.tail()}",
+            DEADLINE,
         )
 
     def tail(self) -> str:

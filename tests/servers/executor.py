@@ -58,14 +58,15 @@ class ExecutorProcess:
             return await self.process.wait()
 
 
-async def eventually(look: Callable[[], T | None], complaint: Callable[[], str]) -> T:
+async def eventually(
+    look: Callable[[], T | None], complaint: Callable[[], str], deadline: float = DEADLINE
+) -> T:
     """What `look` finds, as soon as it finds something."""
-    with anyio.move_on_after(DEADLINE):
+    with anyio.move_on_after(deadline):
         while True:
-            found = look()
-            if found is not None:
+            if (found := look()) is not None:
                 return found
-            await anyio.sleep(0.02)
+            await anyio.sleep(0.01)
     raise AssertionError(complaint())
 
 
