@@ -12,7 +12,7 @@ CLI := .cache/cli
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests setup-postgres demo test check bench lock clean
+.PHONY: help setup setup-tests setup-postgres demo test check bench chaos simulate lock clean
 
 help: ## list what there is to make
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -41,6 +41,12 @@ check: setup ## lint, format, types, dead code, and whether the locks are curren
 
 bench: setup-tests ## measure against the bare CLI; prints ratios
 	@$(PY) -m benchmarks $(ARGS)
+
+chaos: setup-tests ## kill, stop and cut off four executors for five minutes; ARGS="--seed N" repeats the faults
+	@$(PY) -m benchmarks.chaos $(ARGS)
+
+simulate: setup ## a million schedules of the simulation, on all cores; ARGS="--seed N" tells one, "--schedules N" runs fewer
+	@$(PY) -m tests.simulation --schedules 1000000 $(ARGS)
 
 clean: ## remove all that make and the tools made
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache build dist

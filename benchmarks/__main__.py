@@ -6,7 +6,6 @@ These are no tests: the exit code is 0 whatever the figures, unless a measuremen
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -16,8 +15,8 @@ from pathlib import Path
 
 import anyio
 
-from benchmarks import bench_cancel, bench_memory, bench_noop, bench_progress, bench_sqlite
-from benchmarks.harness import TOKEN, Bench, Figure
+from benchmarks import bench_cancel, bench_memory, bench_noop, bench_progress, bench_soak, bench_sqlite
+from benchmarks.harness import TOKEN, Bench, Figure, print_table
 from executor.local.datahub import stand_in
 from tests.servers import LocalStack, run_localstack
 
@@ -26,9 +25,9 @@ Measure = Callable[[Bench, int], Awaitable[list[Figure]]]
 
 MEASUREMENTS: dict[str, tuple[Measure, int]] = {
     module.NAME: (module.measure, module.ROUNDS)
-    for module in (bench_noop, bench_memory, bench_cancel, bench_sqlite, bench_progress)
+    for module in (bench_noop, bench_memory, bench_cancel, bench_sqlite, bench_progress, bench_soak)
 }
-ONLY_WITH_ALL = {bench_progress.NAME}  # more than a minute of waiting
+ONLY_WITH_ALL = {bench_progress.NAME, bench_soak.NAME}  # more than a minute of waiting
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 folder,
                 backend_options={"use_uvloop": True},
             )
-    _print_table(figures)
+    print_table(figures)
     if options.json is not None:
         document = [{**asdict(figure), "reached": figure.reached} for figure in figures]
         options.json.write_text(json.dumps(document, indent=1) + "\n")
@@ -79,29 +78,6 @@ async def _measure_all(
             figures += await measure(bench, rounds or own_rounds)
         print(f"{name}: measured in {time.monotonic() - began:.0f} s", file=sys.stderr)
     return figures
-
-
-def _print_table(figures: Sequence[Figure]) -> None:
-    rows = [("figure", "measured", "samples (min to max)", "bar", "")]
-    rows += [_row(figure) for figure in figures]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    python, cores = platform.python_version(), os.cpu_count()
-    print(f"Python {python}, {cores} cores, load {os.getloadavg()[0]:.1f}; LocalStack's SQS")
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _row(figure: Figure) -> tuple[str, str, str, str, str]:
-    def shown(value: float) -> str:
-        digits = 0 if value.is_integer() or abs(value) >= 1000 else 1 if abs(value) >= 10 else 3
-        return f"{value:.{digits}f} {figure.unit}".rstrip()
-
-    low, high = float(min(figure.samples)), float(max(figure.samples))
-    spread = f"n={len(figure.samples)}" + (f", {shown(low)} to {shown(high)}" if low != high else "")
-    verdict = {True: "ok", False: "missed", None: ""}[figure.reached]
-    bar = "" if figure.bar is None else f"≤ {shown(float(figure.bar))}"
-    measured = f"{shown(float(figure.value))} ({figure.statistic})"
-    return figure.name, measured, spread, bar, verdict
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import secrets
 import signal
 import statistics
@@ -61,6 +62,35 @@ def p95_of(name: str, samples: Sequence[float], unit: str, bar: float | None = N
 def max_of(name: str, samples: Sequence[float], unit: str, bar: float | None = None) -> Figure:
     """The worst of several samples."""
     return Figure(name, max(samples), unit, samples, bar, "max")
+
+
+def count_of(name: str, number: int, bar: float | None = None) -> Figure:
+    """How many there were."""
+    return Figure(name, number, "", [number], bar, "count")
+
+
+def print_table(figures: Sequence[Figure]) -> None:
+    """Print one line a figure, below a line that says where it was measured."""
+    rows = [("figure", "measured", "samples (min to max)", "bar", "")]
+    rows += [_row(figure) for figure in figures]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    python, cores = platform.python_version(), os.cpu_count()
+    print(f"Python {python}, {cores} cores, load {os.getloadavg()[0]:.1f}; LocalStack's SQS")
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _row(figure: Figure) -> tuple[str, str, str, str, str]:
+    def shown(value: float) -> str:
+        digits = 0 if value.is_integer() or abs(value) >= 1000 else 1 if abs(value) >= 10 else 3
+        return f"{value:.{digits}f} {figure.unit}".rstrip()
+
+    low, high = float(min(figure.samples)), float(max(figure.samples))
+    spread = f"n={len(figure.samples)}" + (f", {shown(low)} to {shown(high)}" if low != high else "")
+    verdict = {True: "ok", False: "missed", None: ""}[figure.reached]
+    bar = "" if figure.bar is None else f"≤ {shown(float(figure.bar))}"
+    measured = f"{shown(float(figure.value))} ({figure.statistic})"
+    return figure.name, measured, spread, bar, verdict
 
 
 @dataclass(frozen=True)

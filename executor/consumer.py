@@ -10,9 +10,10 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from executor.backoff import Backoff
+from executor.claiming import duplicate_delay
 from executor.datahub.client import DataHub
 from executor.datahub.errors import DataHubError
-from executor.execution import DUPLICATE_DELAY, Executor, foreign_delay
+from executor.execution import Executor, foreign_delay
 from executor.messages import ExecutionRequest, MalformedMessage, Reference, Signal, parse
 from executor.operations.metrics import Metrics
 from executor.operations.reachability import Reachability
@@ -148,7 +149,7 @@ class Consumer:
             run = self.new_run(error.exec_id, delivery, None)
             self.active.add(run)
             run.log.warning("request_malformed", reason=error.reason, message_id=delivery.message_id)
-            runs.start_soon(self.executor.refuse, run, self.pool.ticket(), error.reason)
+            runs.start_soon(self.executor.execute, run, self.pool.ticket(), error.reason)
         else:  # nothing may be done to it: the queue's redrive policy takes it away in the end
             self.metrics.malformed.inc()
             self._say_once("message_malformed", delivery, error.reason)
@@ -170,13 +171,15 @@ class Consumer:
 
     def _start_twice(self, held: Run, delivery: Delivery, runs: TaskGroup) -> None:
         """Go on with the run that there is."""
-        if held.delivery.message_id == delivery.message_id and held.stop_reason is not StopReason.LEASE_LOST:
+        if held.stop_reason is not StopReason.LEASE_LOST and delivery.message_id == held.delivery.message_id:
             # The same message once more: its new receipt handle has taken the place of the old one.
             held.log.info("message_came_again", message_id=delivery.message_id)
-            held.delivery = delivery
+            held.hold(delivery)
+        elif held.stop_reason is not StopReason.LEASE_LOST and delivery.message_id == held.successor_id:
+            held.succeed(delivery)
         else:
             held.log.info("duplicate_held_back", message_id=delivery.message_id)
-            runs.start_soon(self._release, delivery, DUPLICATE_DELAY)
+            runs.start_soon(self._release, delivery, duplicate_delay(delivery.receive_count))
 
     def _is_foreign(self, executor_id: str | None) -> bool:
         return executor_id is not None and executor_id != self.executor_id

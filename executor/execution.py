@@ -1,25 +1,17 @@
 """One request from claim to settled: the story of a run reads top to bottom here."""
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import anyio
 
-from executor.backoff import Backoff
+from executor.claiming import GIVE_BACK_DELAY, PATIENCE, Claims, already_ended, away
 from executor.datahub.client import DataHub
-from executor.datahub.errors import (
-    DataHubRefusedError,
-    DataHubUnavailableError,
-    ImmutableStateError,
-    UnauthorizedError,
-    VersionConflictError,
-)
-from executor.datahub.state import Status, StoredState
+from executor.datahub.errors import DataHubRefusedError
+from executor.datahub.state import Status
 from executor.ingestion.ingest import IngestError, Ingestion
+from executor.lease import LeaseEndedError
 from executor.operations.metrics import Metrics
 from executor.pool import Ticket
-from executor.reporter import ATTEMPT, OWNER
 from executor.requests import ExecutionRequest, MalformedMessage, request_from_input
 from executor.run import ActiveRuns, Phase, Run, StopReason
 from executor.settlement import Disposal, Settlement, Verdict
@@ -27,13 +19,8 @@ from executor.settlement import Disposal, Settlement, Verdict
 SLOTS_FIRST = (
     0.01  # seconds: beside other runs, asking for what may start next goes before telling what ended
 )
-CLAIM_PATIENCE = 1800.0  # seconds that a request waits for DataHub, its lease held, before it is given back
-GIVE_BACK_DELAY = 30.0  # seconds until a request that DataHub's absence kept from starting is tried again
 FOREIGN_DELAY = 5.0  # seconds until a message for another executor id is offered again, a receive
 LONGEST_FOREIGN_DELAY = 60.0  # seconds
-DUPLICATE_DELAY = 60.0  # seconds until a second message for a run that is under way is offered again
-
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +32,8 @@ class Executor:
     settlement: Settlement
     active: ActiveRuns
     metrics: Metrics
-    max_attempts: int
+    claims: Claims
     task_timeout: float  # seconds
-    backoff: Callable[[], Backoff]
 
     def describe(self, run: Run) -> None:
         """Let every line of the run's log say what it ingests from; a recipe that can't be read fails later."""
@@ -57,26 +43,18 @@ class Executor:
         except IngestError:
             run.describe("unknown")
 
-    async def execute(self, run: Run, ticket: Ticket) -> None:
-        """See a run through, whatever happens to it: nothing that it does wrong reaches other runs."""
+    async def execute(self, run: Run, ticket: Ticket, malformed: str | None = None) -> None:
+        """See a run through, whatever happens to it: nothing that it does wrong reaches other runs.
+
+        `malformed` says why its message can't be read as a request, which ends it.
+        """
         try:
             verdict = None
             with run.work:
                 async with ticket:
-                    verdict = await self._work(run, ticket)
+                    verdict = await self._work(run, ticket, malformed)
             if ticket.left_others:
                 await anyio.sleep(SLOTS_FIRST)
-            await self._settle(run, verdict or self._stopped(run))
-        finally:
-            self.active.remove(run)
-
-    async def refuse(self, run: Run, ticket: Ticket, reason: str) -> None:
-        """End a request whose message can't be read as one."""
-        try:
-            verdict = None
-            with run.work:
-                async with ticket:
-                    verdict = Verdict(Status.FAILURE, f"The request can't be run: {reason}.")
             await self._settle(run, verdict or self._stopped(run))
         finally:
             self.active.remove(run)
@@ -89,14 +67,21 @@ class Executor:
             except Exception:  # the edge of a run: its message comes back when its lease ends
                 run.log.exception("settling_failed_internally")
 
-    async def _work(self, run: Run, ticket: Ticket) -> Verdict:
+    async def _work(self, run: Run, ticket: Ticket, malformed: str | None) -> Verdict:
         try:
             run.advance(Phase.CLAIMING)
-            verdict = await self._look_up(run, ticket) or await self._claim(run)
+            verdict = _failure(malformed) if malformed else await self._look_up(run, ticket)
+            if verdict is not None:
+                return await self._unless_owned(run, verdict)
+            verdict = await self.claims.claim(run)
             if verdict is None:
                 with anyio.move_on_after(self.task_timeout):
                     return await self._ingest(run, run.request, ticket)
                 verdict = Verdict(Status.FAILURE, self._timed_out())
+        except LeaseEndedError as error:  # we may have been stopped, and wake up when somebody else has it
+            run.log.warning("lease_ended", reason=str(error))
+            run.stop(StopReason.LEASE_LOST)
+            return self._stopped(run)
         except DataHubRefusedError as error:
             run.log.error("claim_refused", reason=str(error))  # noqa: TRY400 - its words are all there is
             return Verdict(None, str(error), Disposal.RELEASE, GIVE_BACK_DELAY)
@@ -107,15 +92,19 @@ class Executor:
             return Verdict(Status.FAILURE, words)
         return verdict
 
+    async def _unless_owned(self, run: Run, verdict: Verdict) -> Verdict:
+        """The verdict, unless somebody else works on the request, or it has ended."""
+        return verdict if verdict.status is None else await self.claims.objection(run) or verdict
+
     async def _look_up(self, run: Run, ticket: Ticket) -> Verdict | None:
         """Read the request that a reference names, and take the weight that it asks for."""
         if run.journal.request is not None:
             return None
         found = None
-        with anyio.move_on_after(CLAIM_PATIENCE) as patience:
-            found = await self._patiently(lambda: self.datahub.request_input(run.exec_id))
+        with anyio.move_on_after(PATIENCE) as patience:
+            found = await self.claims.patiently(lambda: self.datahub.request_input(run.exec_id))
         if patience.cancelled_caught:
-            return _away()
+            return away()
         if found is None:
             return Verdict(Status.FAILURE, "DataHub does not know the request that the message names.")
         try:
@@ -128,49 +117,12 @@ class Executor:
         except MalformedMessage as error:
             if self._is_foreign(run, error.executor_id):
                 return self._foreign(run, error.executor_id)
-            return Verdict(Status.FAILURE, f"The request can't be run: {error.reason}.")
+            return _failure(error.reason)
         if self._is_foreign(run, request.executor_id):
             return self._foreign(run, request.executor_id)
         run.journal.request = request
         self.describe(run)
         await ticket.change(request.weight)
-        return None
-
-    async def _claim(self, run: Run) -> Verdict | None:
-        """Make the request ours, or say why it is not to be run."""
-        with anyio.move_on_after(CLAIM_PATIENCE):
-            while True:
-                stored = await self._patiently(lambda: self.datahub.stored_state(run.exec_id))
-                run.reporter.adopt(stored)
-                if verdict := self._objection(run, stored):
-                    return verdict
-                run.begin(_attempt(run, stored))
-                try:
-                    await run.reporter.store(run.journal.progress())
-                except VersionConflictError:
-                    continue  # somebody was faster: look again at who
-                except ImmutableStateError:
-                    return _already_ended(run)
-                run.log.info("run_claimed")
-                return None
-        return _away()
-
-    def _objection(self, run: Run, stored: StoredState) -> Verdict | None:
-        if stored.ended:
-            return _already_ended(run)
-        if stored.killed:
-            return Verdict(Status.CANCELLED, "The run was cancelled before it started.")
-        if stored.status == Status.RUNNING and OWNER in stored.properties and run.delivery.receive_count == 1:
-            # Nobody has lost this message yet: whoever runs the request holds another one for it.
-            run.log.info("runs_elsewhere")
-            return Verdict(None, "another executor runs it", Disposal.RELEASE, DUPLICATE_DELAY)
-        if _attempt(run, stored) > self.max_attempts + 1:
-            return Verdict(
-                Status.FAILURE,
-                f"The run was interrupted {self.max_attempts + 1} times, each time with the executor that ran "
-                f"it, and is not started again (DATAHUB_EXECUTOR_MAX_ATTEMPTS is {self.max_attempts}). If it "
-                "takes more memory than the task has, give it more; then execute the source again.",
-            )
         return None
 
     def _is_foreign(self, run: Run, executor_id: str | None) -> bool:
@@ -186,7 +138,7 @@ class Executor:
         journal = run.journal
         try:
             recipe = run.recipe or self.ingestion.parse(request)  # parsed again only to raise why it can't be
-            secrets = await self._patiently(lambda: self.ingestion.secrets(request, recipe))
+            secrets = await self.claims.patiently(lambda: self.ingestion.secrets(request, recipe))
             journal.log_to(self.ingestion.masker(request, secrets))
             with self.ingestion.masked_log(journal.masker):
                 prepared = await self.ingestion.prepare(request, recipe, secrets, journal.output)
@@ -194,7 +146,11 @@ class Executor:
                 run.advance(Phase.RUNNING)
                 run.log.info("run_started", cli_version=prepared.cli_version)
                 ended = await self.ingestion.run(
-                    prepared, journal.output, grace=lambda: run.stop_grace, at_exit=ticket.give_back
+                    prepared,
+                    journal.output,
+                    lease=run.lease,
+                    grace=lambda: run.stop_grace,
+                    at_exit=ticket.give_back,
                 )
                 run.clean_up = ended.clean_up
                 journal.notes += ended.notes
@@ -207,25 +163,17 @@ class Executor:
         claimed = run.journal.attempt > 0
         match run.stop_reason:
             case StopReason.CANCELLED:
-                return Verdict(Status.CANCELLED, "The run was cancelled on request.")
-            case StopReason.DRAINED | StopReason.LEASE_ENDING as reason if claimed:
+                when = "on request" if claimed else "before it started"
+                return Verdict(Status.CANCELLED, f"The run was cancelled {when}.")
+            case StopReason.DRAINED | StopReason.LEASE_ENDING | StopReason.CLAIM_ENDING as reason if claimed:
                 words = f"The run was interrupted: {reason.value}. Another one starts it again."
                 return Verdict(Status.UP_FOR_RETRY, words, Disposal.RELEASE)
-            case StopReason.DRAINED | StopReason.LEASE_ENDING as reason:
+            case StopReason.DRAINED | StopReason.LEASE_ENDING | StopReason.CLAIM_ENDING as reason:
                 return Verdict(None, reason.value, Disposal.RELEASE)
             case StopReason.ENDED_ELSEWHERE:
-                return _already_ended(run)
+                return already_ended(run)
             case _:
                 return Verdict(None, "the lease is lost", Disposal.LEAVE)
-
-    async def _patiently(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Ask DataHub until it answers. Raises DataHubRefusedError where asking again would not help."""
-        backoff = self.backoff()
-        while True:
-            try:
-                return await ask()
-            except (DataHubUnavailableError, UnauthorizedError):
-                await backoff.wait()
 
     def _timed_out(self) -> str:
         return (
@@ -234,26 +182,13 @@ class Executor:
         )
 
 
+def _failure(reason: str) -> Verdict:
+    return Verdict(Status.FAILURE, f"The request can't be run: {reason}.")
+
+
 def foreign_delay(receive_count: int) -> float:
     """Seconds until a message for another executor id is offered again.
 
     Longer from time to time, or two executors that share a queue would play ping-pong with it.
     """
     return min(LONGEST_FOREIGN_DELAY, FOREIGN_DELAY * receive_count)
-
-
-def _away() -> Verdict:
-    return Verdict(None, "DataHub is away", Disposal.RELEASE, GIVE_BACK_DELAY)
-
-
-def _already_ended(run: Run) -> Verdict:
-    run.log.info("already_ended")
-    return Verdict(None, "it had already ended")
-
-
-def _attempt(run: Run, stored: StoredState) -> int:
-    """Which attempt this would be: one more than the last claim's, or what the queue's count says."""
-    if stored.status in {Status.RUNNING, Status.UP_FOR_RETRY}:
-        last = stored.properties.get(ATTEMPT, "")
-        return int(last) + 1 if last.isdigit() else max(2, run.delivery.receive_count)
-    return 1

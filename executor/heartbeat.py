@@ -5,22 +5,25 @@ from dataclasses import dataclass, field
 
 import anyio
 import structlog
+from anyio.abc import TaskGroup
 
 from executor.backoff import Backoff
 from executor.datahub.client import DataHub
 from executor.datahub.errors import DataHubError, DataHubUnavailableError, ImmutableStateError
-from executor.datahub.state import StateWrite
+from executor.datahub.state import RunState
 from executor.operations.metrics import Metrics
-from executor.queue.delivery import LeaseLostError, QueueError
+from executor.queue.delivery import Delivery, LeaseLostError, QueueError
 from executor.queue.sqs import SqsQueue
 from executor.reporter import SupersededError
 from executor.run import ActiveRuns, Phase, Run, StopReason
 
-EXTEND_BELOW = 2 / 3  # of the visibility time-out: three chances before a lease gets short
+EXTEND_BELOW = 5 / 6  # of the visibility time-out: what is left of it is what an outage of the queue may take
+RETRY_INTERVAL = 5.0  # seconds between two tries to extend a lease
 LAST_MOMENTS = 12.0  # seconds before a lease ends in which its run is ended: 10 s for SIGTERM, then SIGKILL
-JUDGING_INTERVAL = 0.5  # seconds between two looks at the leases' ends
 SPARE = 2.0  # seconds between SIGKILL and the lease's end
+LONGEST_PAUSE = 30.0  # seconds between two turns of a loop that has nothing to do
 PROGRESS_TIMEOUT = 5.0  # seconds; a progress write must not keep a final one waiting for longer
+SHORTEST_PROGRESS_TIMEOUT = 2.0  # seconds
 SIGNALS_TIMEOUT = 30.0  # seconds; a DataHub that trickles must not stop the loop for good
 IDLE_PING_INTERVAL = 15.0  # seconds between two looks at a DataHub that nobody else talks to
 
@@ -36,35 +39,71 @@ class Heartbeat:
     active: ActiveRuns
     metrics: Metrics
     beat: Callable[[str, float], None]
-    visibility_timeout: float  # seconds
+    visibility: float  # seconds that the queue hides a message from one extension to the next
     poll_interval: float  # seconds
-    _extending: set[Run] = field(default_factory=set)
+    proof_period: float  # seconds in which a living owner gives a sign of life, see `Claims`
+    _extending: set[str] = field(default_factory=set)  # receipt handles
     _refusal: str = ""  # why the last extension failed
 
     async def serve(self) -> None:
         """Keep all runs alive until cancelled. None of the duties waits for another one's server."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._keep_leases)
-            tasks.start_soon(self._judge_leases)
             tasks.start_soon(self._watch_signals)
             tasks.start_soon(self._push_progress)
 
     async def _keep_leases(self) -> None:
-        """Renew leases in time. A renewal that hangs keeps no other one waiting."""
-        interval = min(5.0, self.visibility_timeout / 20)
+        """Renew leases in time, and end the runs whose lease runs out: by the clock alone, whatever the calls that
+        renew it are waiting for. A renewal that hangs keeps no other one waiting.
+        """
         async with anyio.create_task_group() as tasks:
             while True:
-                self.beat("leases", interval)
                 now = anyio.current_time()
+                wake = now + LONGEST_PAUSE
                 for run in self.active:
-                    due = run.delivery.lease_ends - now < self.visibility_timeout * EXTEND_BELOW
-                    if due and run not in self._extending:
-                        self._extending.add(run)
-                        tasks.start_soon(self._extend, run)
-                await anyio.sleep(interval)
+                    self._judge(run, now)
+                    wake = min(wake, *self._extend_in_time(run, now, tasks), *self._moments(run, now))
+                self.beat("leases", wake - now)
+                await self.active.changed(wake - now)
 
-    async def _extend(self, run: Run) -> None:
-        delivery = run.delivery
+    def _judge(self, run: Run, now: float) -> None:
+        remaining = run.delivery.lease_ends - now
+        if remaining <= SPARE / 2:
+            self._give_up(run, grace=0)
+        elif remaining <= self._last_moments and run.stop(
+            StopReason.LEASE_ENDING, grace=max(0.0, remaining - SPARE)
+        ):
+            self.metrics.leases_lost.inc()
+            reason = self._refusal or "the queue did not answer in time"
+            run.log.warning("lease_running_out", reason=reason, seconds=round(remaining, 1))
+        elif run.reporter.term_over(now) and run.stop(StopReason.CLAIM_ENDING):
+            run.log.warning("claim_running_out", reason="DataHub could not be told of the run for too long")
+
+    @property
+    def _last_moments(self) -> float:
+        return min(LAST_MOMENTS, self.visibility / 3)
+
+    def _moments(self, run: Run, now: float) -> Iterator[float]:
+        """When there is something to judge."""
+        for before in (self._last_moments, SPARE / 2):
+            if (moment := run.delivery.lease_ends - before) > now:
+                yield moment
+
+    def _extend_in_time(self, run: Run, now: float, tasks: TaskGroup) -> Iterator[float]:
+        """Extend what is due; when to look again."""
+        for delivery in (run.delivery, run.successor):
+            if delivery is None:
+                continue
+            due = delivery.lease_ends - self.visibility * EXTEND_BELOW
+            if due > now:
+                yield due
+                continue
+            yield now + min(RETRY_INTERVAL, self.visibility / 20)
+            if delivery.receipt_handle not in self._extending:
+                self._extending.add(delivery.receipt_handle)
+                tasks.start_soon(self._extend, run, delivery)
+
+    async def _extend(self, run: Run, delivery: Delivery) -> None:
         try:
             await self.queue.extend(delivery)
         except LeaseLostError as error:
@@ -76,25 +115,9 @@ class Heartbeat:
         else:
             self._refusal = ""
             self.metrics.lease_extensions.inc()
+            run.renewed()
         finally:
-            self._extending.discard(run)
-
-    async def _judge_leases(self) -> None:
-        """End runs whose lease runs out: by the clock alone, whatever the calls that renew it are waiting for."""
-        last_moments = min(LAST_MOMENTS, self.visibility_timeout / 3)
-        while True:
-            self.beat("lease ends", JUDGING_INTERVAL)
-            for run in self.active:
-                remaining = run.delivery.lease_ends - anyio.current_time()
-                if remaining <= SPARE / 2:
-                    self._give_up(run, grace=0)
-                elif remaining <= last_moments and run.stop(
-                    StopReason.LEASE_ENDING, grace=max(0.0, remaining - SPARE)
-                ):
-                    self.metrics.leases_lost.inc()
-                    reason = self._refusal or "the queue did not answer in time"
-                    run.log.warning("lease_running_out", reason=reason, seconds=round(remaining, 1))
-            await anyio.sleep(JUDGING_INTERVAL)
+            self._extending.discard(delivery.receipt_handle)
 
     def _give_up(self, run: Run, grace: float) -> None:
         counted = run.stop_reason in {StopReason.LEASE_ENDING, StopReason.LEASE_LOST}
@@ -116,9 +139,12 @@ class Heartbeat:
                         last_ping = now
             except (DataHubError, TimeoutError):
                 await backoff.wait()  # reachability says it once, see operations
-            else:
-                backoff.reset()
+                continue
+            backoff.reset()
+            if watched:
                 await anyio.sleep(self.poll_interval)
+            else:
+                await self._idle("signals", last_ping + IDLE_PING_INTERVAL - anyio.current_time())
 
     async def _stop_killed(self, watched: Sequence[Run]) -> None:
         killed = await self.datahub.kill_signals([run.exec_id for run in watched])
@@ -126,12 +152,19 @@ class Heartbeat:
             if run.exec_id in killed and run.stop(StopReason.CANCELLED):
                 run.log.info("kill_signal_seen")
 
+    async def _idle(self, loop: str, seconds: float) -> None:
+        """Wait for a run to come or go, for so many seconds at most."""
+        self.beat(loop, max(0.0, seconds))
+        await self.active.changed(max(0.0, seconds))
+
     async def _push_progress(self) -> None:
+        interval = min(1.0, self.poll_interval, self.proof_period / 4)
         while True:
-            interval = min(1.0, self.poll_interval)
             self.beat("progress", interval)
             await self._push_what_is_due()
             await anyio.sleep(interval)
+            if not len(self.active):
+                await self._idle("progress", LONGEST_PAUSE)
 
     async def _push_what_is_due(self) -> None:
         async with anyio.create_task_group() as tasks:
@@ -139,16 +172,16 @@ class Heartbeat:
                 if not run.reporter.certain:
                     tasks.start_soon(self._recover, run)
         now = anyio.current_time()
-        due: list[tuple[Run, StateWrite]] = [
-            (run, run.reporter.begin(run.journal.progress()))
+        due = [
+            (run, run.reporter.begin(state))
             for run in self._under_way()
-            if run.journal.changed and run.reporter.due(now)
+            if (state := self._news_of(run, now)) is not None
         ]
         if not due:
             return
         outcomes: list[DataHubError | None] = [DataHubUnavailableError("not answered in time")] * len(due)
         try:
-            with anyio.move_on_after(PROGRESS_TIMEOUT):
+            with anyio.move_on_after(self._progress_timeout):
                 outcomes = await self.datahub.write_states([write for _, write in due])
         finally:
             for (run, write), error in zip(due, outcomes, strict=True):
@@ -159,12 +192,24 @@ class Heartbeat:
             elif error is not None:
                 run.journal.not_shown()
 
+    def _news_of(self, run: Run, now: float) -> RunState | None:
+        """What DataHub is to be told of a run now: what is new in its log, or that its owner lives."""
+        if run.journal.changed and run.reporter.due(now):
+            return run.journal.progress()
+        if run.reporter.beat_due(now):
+            return run.journal.alive() if self.datahub.patches else run.journal.progress()
+        return None
+
+    @property
+    def _progress_timeout(self) -> float:
+        return min(PROGRESS_TIMEOUT, max(SHORTEST_PROGRESS_TIMEOUT, self.proof_period / 3))
+
     def _under_way(self) -> Iterator[Run]:
         return (run for run in self.active if run.phase in {Phase.PREPARING, Phase.RUNNING})
 
     async def _recover(self, run: Run) -> None:
         try:
-            with anyio.move_on_after(PROGRESS_TIMEOUT):
+            with anyio.move_on_after(self._progress_timeout):
                 await run.reporter.recover()
         except ImmutableStateError:
             run.stop(StopReason.ENDED_ELSEWHERE)

@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 
+import anyio
+
+from executor.claim import attempt_ended
 from executor.datahub.state import RunState, Status, StructuredReport
 from executor.ingestion.masking import Masker
 from executor.ingestion.output import OutputBuffer
@@ -31,13 +34,14 @@ class Journal:
         self._host = host
         self._clock = clock
         self._started = clock()
+        self._began = anyio.current_time()  # the same moment for durations: the clock may be set meanwhile
         self._seconds: float | None = None
         self._shown = 0
 
     def begin(self, attempt: int) -> None:
         """The run is about to be claimed: its time counts from here."""
         self.attempt = attempt
-        self._started = self._clock()
+        self._started, self._began = self._clock(), anyio.current_time()
 
     def log_to(self, masker: Masker) -> None:
         """Begin the run's log, which `masker` keeps the secrets out of."""
@@ -47,7 +51,7 @@ class Journal:
     @property
     def seconds(self) -> float:
         """How long the run has taken so far, or took."""
-        return self._clock() - self._started if self._seconds is None else self._seconds
+        return anyio.current_time() - self._began if self._seconds is None else self._seconds
 
     @property
     def changed(self) -> bool:
@@ -58,6 +62,14 @@ class Journal:
         """The state while it runs, with the newest of the log."""
         self._shown = self.output.version
         return self._state(Status.RUNNING, None, self.output.snapshot(LIVE_LOG_BYTES))
+
+    def alive(self) -> RunState:
+        """A sign of life: that the run goes on, and for how long, leaving the report as it is."""
+        return RunState(Status.RUNNING, round(self._started * 1000), round(self.seconds * 1000), None)
+
+    def ended(self, why: str) -> str:
+        """This attempt's end in words, for those that follow."""
+        return attempt_ended(self.attempt, self._host, round(self._started * 1000), why)
 
     def not_shown(self) -> None:
         """The last `progress` did not arrive, or nobody knows."""
@@ -80,7 +92,7 @@ class Journal:
     def _state(
         self, status: Status, words: str | None, log: str, structured: bytes | None = None
     ) -> RunState:
-        seconds = max(0.0, self.seconds)
+        seconds = self.seconds
         task = self.request.name.value if self.request else "unknown"
         summary = Summary(
             task=task,

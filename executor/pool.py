@@ -40,6 +40,11 @@ class Pool:
         self._grant()
         return ticket
 
+    @property
+    def full(self) -> bool:
+        """Whether not even one run of the default weight could start."""
+        return bool(self._waiting) or self._free < self._share
+
     async def room(self) -> int:
         """How many runs of the default weight could start, beyond those asked for; waits for room for one."""
         while self._waiting or self._free // self._share <= self._asked:

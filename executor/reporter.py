@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import anyio
 
 from executor.backoff import Backoff
+from executor.claim import CLAIM_TERM, Claim, Offer
 from executor.datahub.client import DataHub
 from executor.datahub.errors import (
     DataHubError,
@@ -17,10 +19,10 @@ from executor.datahub.errors import (
 from executor.datahub.state import ABSENT_VERSION, RunState, StateWrite, StoredState
 
 SHORTEST_INTERVAL = 2.0  # seconds between two progress writes of a run
+WHOLE_BEAT_INTERVAL = (
+    CLAIM_TERM / 8
+)  # seconds between signs of life where these have to hold the whole report
 BYTES_PER_MINUTE = 1024 * 1024  # of progress, a run: what is sent within any minute stays below it
-
-OWNER = "executorRun"  # system metadata property: which claim wrote this
-ATTEMPT = "executorAttempt"  # system metadata property: which attempt that was
 
 
 class SupersededError(Exception):
@@ -34,19 +36,44 @@ class Reporter:
     and cover a newer one: `FAILURE` may be overwritten by DataHub's rules, and would be.
     """
 
-    def __init__(self, datahub: DataHub, exec_id: str, owner: str, backoff: Callable[[], Backoff]) -> None:
-        """`owner` is unique to this claim."""
+    def __init__(
+        self,
+        datahub: DataHub,
+        exec_id: str,
+        claim: Claim,
+        backoff: Callable[[], Backoff],
+        beat_interval: float,
+    ) -> None:
+        """`claim.owner` is unique to this claim; `beat_interval` is in seconds."""
         self.exec_id = exec_id
-        self.owner = owner
-        self.attempt = 0
+        self.claim = claim
         self._datahub = datahub
+        self._beat_interval = beat_interval
         self._backoff = backoff
         self._lock = anyio.Lock()
         self._version: int | None = None
         self._adopted = False  # somebody read the version and decided on it
         self._certain = False  # the version is known
         self._written = False  # this claim has stored something
+        self._offer: Offer | None = None
         self._quiet_until = 0.0
+        self._asked_at = 0.0  # monotonic, seconds: when the write under way began
+        self._written_at = 0.0  # when the last one began that was stored
+        self._writing = claim  # what the write under way says
+        self._written_claim: Claim | None = None
+        self._news = anyio.Event()
+
+    def begin_attempt(self, attempt: int, ended: tuple[str, ...]) -> None:
+        """What is written from here on is of this attempt; `ended` tells how those before it ended."""
+        self.claim = replace(self.claim, attempt=attempt, ended=ended)
+
+    def attempt_ended(self, reason: str) -> None:
+        """This attempt ends, too, and another one may follow."""
+        self.claim = replace(self.claim, ended=(*self.claim.ended, reason))
+
+    def held_by(self, message_id: str, receives: int) -> None:
+        """What is written from here on says that the run goes on under this receive of a message."""
+        self.claim = replace(self.claim, message_id=message_id, receives=receives)
 
     def adopt(self, stored: StoredState) -> None:
         """Build on what was read: the next write goes through only if nobody wrote in between."""
@@ -67,7 +94,7 @@ class Reporter:
                 try:
                     if not self._certain:
                         await self._read_again()
-                    write, self._certain = self._write(state), False  # in doubt, too, if we are cancelled
+                    write = self._write(state)
                     [error] = await self._datahub.write_states([write])
                     self._note(error)
                     if error is None:
@@ -81,7 +108,34 @@ class Reporter:
 
     def due(self, now: float) -> bool:
         """Whether a progress write is due, and nothing else is being written. `now` is monotonic, seconds."""
-        return self._certain and now >= self._quiet_until and not self._lock.statistics().locked
+        return self._idle and now >= self._quiet_until
+
+    def beat_due(self, now: float) -> bool:
+        """Whether a sign of life is due, and nothing else is being written."""
+        interval = self._beat_interval if self._datahub.patches else WHOLE_BEAT_INTERVAL
+        moved = self._written and not self.recorded(self.claim.message_id)
+        return self._idle and (moved or now >= self._written_at + interval)
+
+    def term_over(self, now: float) -> bool:
+        """Whether nothing could be written for so long that others may take the run's executor for dead."""
+        return self._written and self._version is not None and now - self._written_at > CLAIM_TERM
+
+    @property
+    def offer(self) -> Offer | None:
+        """What another executor has passed on, as far as it was seen."""
+        return self._offer
+
+    def recorded(self, message_id: str) -> bool:
+        """Whether DataHub knows that the run goes on under this message."""
+        return self._written_claim is not None and self._written_claim.message_id == message_id
+
+    async def news(self) -> None:
+        """Return after the next write that was stored, or the next look at what is."""
+        await self._news.wait()
+
+    @property
+    def _idle(self) -> bool:
+        return self._certain and not self._lock.statistics().locked
 
     def begin(self, state: RunState) -> StateWrite:
         """A progress write, to be sent together with those of other runs. `finish` must follow.
@@ -94,8 +148,9 @@ class Reporter:
     def finish(self, write: StateWrite, error: DataHubError | None, now: float) -> None:
         """What became of the write that `begin` made; sets the time of the next one by its size."""
         self._note(error)
-        size = len(json.dumps(json.dumps(write.state.report)))  # as it went: JSON text inside JSON
-        self._quiet_until = now + max(SHORTEST_INTERVAL, _silence(size))
+        if write.state.report is not None:
+            size = len(json.dumps(json.dumps(write.state.report)))  # as it went: JSON text inside JSON
+            self._quiet_until = now + max(SHORTEST_INTERVAL, _silence(size))
         self._lock.release()
 
     async def recover(self) -> None:
@@ -111,23 +166,39 @@ class Reporter:
 
     async def _read_again(self) -> None:
         stored = await self._datahub.stored_state(self.exec_id)
-        ours = stored.properties.get(OWNER) == self.owner
+        claim = Claim.of(stored)
+        ours = claim is not None and claim.owner == self.claim.owner
         if stored.ended and not ours:
             raise ImmutableStateError(f"the run has already ended: {stored.status}")
-        if self._written and not ours and OWNER in stored.properties:
+        if self._written and not ours and claim is not None:
             raise SupersededError("the run was claimed by somebody else")
         if self._adopted and not self._written and not ours and stored.version != self._version:
             raise VersionConflictError("the run's state was written by somebody else meanwhile")
+        if ours and claim is not None:
+            self._offer = claim.offer
+            if claim.beat == self.claim.beat:  # it was stored, though nobody said so
+                self._stored()
         self.adopt(stored)
+        self._announce()
 
     def _write(self, state: RunState) -> StateWrite:
-        properties = {OWNER: self.owner, ATTEMPT: str(self.attempt)}
-        return StateWrite(self.exec_id, state, self._version, properties)
+        self._asked_at = anyio.current_time()
+        self._certain = False  # in doubt, too, if we are cancelled
+        self.claim = self._writing = replace(self.claim, beat=self.claim.beat + 1)
+        return StateWrite(self.exec_id, state, self._version, self.claim.properties())
+
+    def _stored(self) -> None:
+        self._written, self._written_at, self._written_claim = True, self._asked_at, self._writing
+
+    def _announce(self) -> None:
+        self._news.set()
+        self._news = anyio.Event()
 
     def _note(self, error: DataHubError | None) -> None:
         self._certain = not isinstance(error, DataHubUnavailableError | VersionConflictError)
         if error is None:
-            self._written = True
+            self._stored()
+            self._announce()
             if self._version is not None:
                 self._version = 1 if self._version == ABSENT_VERSION else self._version + 1
 

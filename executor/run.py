@@ -10,6 +10,7 @@ from structlog.typing import FilteringBoundLogger
 from executor.ingestion.process import TERMINATION_GRACE
 from executor.ingestion.recipe import Recipe
 from executor.journal import Journal
+from executor.lease import Lease
 from executor.queue.delivery import Delivery
 from executor.reporter import Reporter
 from executor.requests import ExecutionRequest
@@ -43,6 +44,7 @@ class StopReason(Enum):
     DRAINED = "its executor is stopping"
     LEASE_ENDING = "its executor could not renew its hold on the request"  # it still has it
     LEASE_LOST = "its executor's hold on the request ended"
+    CLAIM_ENDING = "its executor could not reach DataHub for two hours"
     ENDED_ELSEWHERE = "DataHub holds a final status for it already"
 
 
@@ -59,7 +61,7 @@ class Run:
     """A delivery on its way from receipt to settlement."""
 
     exec_id: str
-    delivery: Delivery
+    delivery: Delivery  # under whose lease it goes on
     journal: Journal
     reporter: Reporter
     log: FilteringBoundLogger
@@ -70,6 +72,29 @@ class Run:
     clean_up: Callable[[], Awaitable[None]] = _nothing  # what is left to do once it is settled
     work: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     settlement: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    lease: Lease = field(init=False)
+    successor: Delivery | None = None  # of the message that is to take the place of `delivery`'s
+    successor_id: str | None = None  # its id, from when it is on the queue
+    succeeded: anyio.Event = field(default_factory=anyio.Event)  # `successor` is there
+
+    def __post_init__(self) -> None:
+        self.lease = Lease(self.delivery.lease_ends)
+        self.reporter.held_by(self.delivery.message_id, self.delivery.receive_count)
+
+    def hold(self, delivery: Delivery) -> None:
+        """Go on under the lease of another receive."""
+        self.delivery = delivery
+        self.reporter.held_by(delivery.message_id, delivery.receive_count)
+        self.lease.renew(delivery.lease_ends)
+
+    def renewed(self) -> None:
+        """The lease was extended."""
+        self.lease.renew(self.delivery.lease_ends)
+
+    def succeed(self, delivery: Delivery) -> None:
+        """The message that was sent to take the place of its own is here."""
+        self.successor = delivery
+        self.succeeded.set()
 
     def advance(self, phase: Phase) -> None:
         """Enter the next phase. Raises IllegalTransitionError."""
@@ -84,11 +109,21 @@ class Run:
             raise IllegalTransitionError(f"{self.exec_id}: its request has not been read yet")
         return self.journal.request
 
-    def begin(self, attempt: int) -> None:
-        """This is going to be attempt number `attempt`."""
+    def begin(self, attempt: int, ended: tuple[str, ...]) -> None:
+        """This is going to be attempt number `attempt`; `ended` tells how those before it ended."""
         self.journal.begin(attempt)
-        self.reporter.attempt = attempt
+        self.attempts_ended(ended)
+        self.reporter.begin_attempt(attempt, ended)
         self.log = self.log.bind(attempt=attempt)
+
+    def attempts_ended(self, ended: tuple[str, ...]) -> None:
+        """How the attempts before this one ended, for the report."""
+        self.journal.notes = tuple(f"Before:    {reason}" for reason in ended)
+
+    def interrupted(self) -> None:
+        """This attempt is given back: the next one is to know why."""
+        reason = self.stop_reason.value if self.stop_reason else "it was interrupted"
+        self.reporter.attempt_ended(self.journal.ended(reason))
 
     def describe(self, source_type: str) -> None:
         """The recipe is read: what it ingests from."""
@@ -121,20 +156,17 @@ class ActiveRuns:
 
     def __init__(self) -> None:
         self._runs: dict[str, Run] = {}
-        self._emptied = anyio.Event()
-        self._emptied.set()
+        self._changed = anyio.Event()
 
     def add(self, run: Run) -> None:
         """Hold a run; the caller has looked that its id is not held yet."""
         self._runs[run.exec_id] = run
-        if self._emptied.is_set():
-            self._emptied = anyio.Event()
+        self._announce()
 
     def remove(self, run: Run) -> None:
         """Let go of a run."""
         del self._runs[run.exec_id]
-        if not self._runs:
-            self._emptied.set()
+        self._announce()
 
     def get(self, exec_id: str) -> Run | None:
         """The run of that id, if it is held."""
@@ -150,4 +182,13 @@ class ActiveRuns:
     async def emptied(self) -> None:
         """Return once none is held."""
         while self._runs:
-            await self._emptied.wait()
+            await self._changed.wait()
+
+    async def changed(self, seconds: float) -> None:
+        """Return once one comes or goes, at the latest after so many seconds."""
+        with anyio.move_on_after(seconds):
+            await self._changed.wait()
+
+    def _announce(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()

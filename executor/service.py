@@ -3,7 +3,6 @@
 import gc
 import os
 import random
-import secrets
 import socket
 import stat
 import tempfile
@@ -15,32 +14,24 @@ from pathlib import Path
 
 import anyio
 import structlog
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskStatus
 
 from executor.backoff import Backoff
-from executor.consumer import Consumer
-from executor.datahub.client import DataHub, open_datahub
+from executor.datahub.client import open_datahub
 from executor.datahub.transport import Failure, is_outage
 from executor.datahub_secrets import DataHubSecretStore
-from executor.execution import Executor
-from executor.heartbeat import Heartbeat
 from executor.ingestion.environment import sensitive_values
-from executor.ingestion.ingest import Ingestion, open_ingestion
+from executor.ingestion.ingest import open_ingestion
 from executor.ingestion.masking import Masker, MaskRegistry
-from executor.journal import Journal
 from executor.operations.health import Health, serve_http
 from executor.operations.logging import configure_logging
 from executor.operations.metrics import Metrics
 from executor.operations.reachability import Reachability
-from executor.pool import Pool
-from executor.queue.delivery import Delivery, QueueError
+from executor.queue.delivery import QueueError
 from executor.queue.sqs import SqsQueue, open_queue
-from executor.reporter import Reporter
-from executor.requests import ExecutionRequest
-from executor.run import ActiveRuns, Run
 from executor.settings import Settings, unknown_variables
-from executor.settlement import Settlement
-from executor.stopping import StopRequest, drain
+from executor.stopping import StopRequest
+from executor.worker import Worker
 
 log = structlog.get_logger()
 
@@ -56,16 +47,22 @@ class Service:
         self._settings = settings
         self._env = env
         self._maskers = maskers
-        self._host = socket.gethostname()
-        self._pool = Pool(settings.max_workers)
-        self._active = ActiveRuns()
         self._metrics = Metrics(settings.pool_id)
-        self._metrics.follow_pool(settings.max_workers, lambda: self._pool.active, lambda: self._pool.waiting)
         self._queue_reach = Reachability("queue")
         self._datahub_reach = Reachability("datahub")
         self._health = Health([self._queue_reach, self._datahub_reach])
         self._stopping = StopRequest()
-        self._random = random.Random()  # noqa: S311 - jitter
+        self._worker = Worker(
+            settings,
+            host=socket.gethostname(),
+            metrics=self._metrics,
+            queue_reach=self._queue_reach,
+            beat=self._health.beat,
+            clock=time.time,
+            chance=random.Random(),  # noqa: S311 - jitter
+        )
+        pool = self._worker.pool
+        self._metrics.follow_pool(settings.max_workers, lambda: pool.active, lambda: pool.waiting)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain.
@@ -78,11 +75,11 @@ class Service:
             if self._settings.metrics_port:
                 await background.start(self._serve_http)
             background.start_soon(self._health.touch_files)
-            await self._serve(background)
+            await self._serve()
             background.cancel_scope.cancel()
         log.info("stopped")
 
-    async def _serve(self, background: TaskGroup) -> None:
+    async def _serve(self) -> None:
         settings = self._settings
         token = settings.gms_token.get_secret_value() if settings.gms_token else None
         async with AsyncExitStack() as stack:
@@ -95,26 +92,19 @@ class Service:
             queue = await self._stopping.or_stop(partial(self._open_queue, stack))
             if queue is None:
                 return
-            background.start_soon(queue.serve)
-            background.start_soon(self._heartbeat(queue, datahub).serve)
-            consumer = self._consumer(queue, datahub, ingestion)
-            async with anyio.create_task_group() as runs:
-                runs.start_soon(consumer.serve, runs)
-                await self._stopping.stop.wait()
-                self._health.stopping = True
-                await drain(self._active, consumer, self._stopping, settings.drain_timeout)
-                runs.cancel_scope.cancel()
+            await self._worker.serve(queue, datahub, ingestion, self._stopping, self._health.stop)
 
     async def _open_queue(self, stack: AsyncExitStack) -> SqsQueue:
         """The queue, once it is there."""
-        settings, backoff = self._settings, self._backoff()
+        settings, backoff = self._settings, Backoff()
         while True:
             try:
                 queue = await stack.enter_async_context(
                     open_queue(
                         settings.queue,
                         region=settings.aws_region,
-                        visibility_timeout=settings.visibility_timeout,
+                        visibility_timeout=settings.message_visibility,
+                        longest_hold=settings.message_hold_limit,
                         env=self._env,
                     )
                 )
@@ -155,56 +145,6 @@ class Service:
                 f"port {port} can't be used ({error.strerror}): set DATAHUB_EXECUTOR_METRICS_PORT to another "
                 "one, or to 0 for none"
             ) from error
-
-    def _consumer(self, queue: SqsQueue, datahub: DataHub, ingestion: Ingestion) -> Consumer:
-        executor = Executor(
-            datahub=datahub,
-            ingestion=ingestion,
-            settlement=Settlement(queue, self._metrics, self._backoff),
-            active=self._active,
-            metrics=self._metrics,
-            max_attempts=self._settings.max_attempts,
-            task_timeout=self._settings.task_timeout,
-            backoff=self._backoff,
-        )
-        log.info("consuming", queue=queue.url, max_workers=self._settings.max_workers)
-        return Consumer(
-            queue=queue,
-            datahub=datahub,
-            pool=self._pool,
-            active=self._active,
-            executor=executor,
-            metrics=self._metrics,
-            reachability=self._queue_reach,
-            new_run=partial(self._new_run, datahub),
-            clock=time.time,
-            executor_id=self._settings.pool_id,
-        )
-
-    def _heartbeat(self, queue: SqsQueue, datahub: DataHub) -> Heartbeat:
-        return Heartbeat(
-            queue=queue,
-            datahub=datahub,
-            active=self._active,
-            metrics=self._metrics,
-            beat=self._health.beat,
-            visibility_timeout=self._settings.visibility_timeout,
-            poll_interval=self._settings.signal_poll_interval,
-        )
-
-    def _new_run(
-        self, datahub: DataHub, exec_id: str, delivery: Delivery, request: ExecutionRequest | None
-    ) -> Run:
-        journal = Journal(
-            request=request, executor_id=self._settings.pool_id, host=self._host, clock=time.time
-        )
-        reporter = Reporter(datahub, exec_id, secrets.token_hex(8), self._backoff)
-        return Run(
-            exec_id, delivery, journal, reporter, log.bind(exec_id=exec_id, source_type=None, attempt=None)
-        )
-
-    def _backoff(self) -> Backoff:
-        return Backoff(draw=self._random)
 
     def _datahub_called(self, operation: str, failure: Failure | None) -> None:
         self._metrics.datahub_call(operation, failure)

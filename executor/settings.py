@@ -11,6 +11,10 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from executor.queue.name import QueueName
 
+PROOF_SHARE = 1 / 6  # of a lease
+LONGEST_PROOF = 20.0  # seconds
+BEAT_SHARE = 0.4  # of a proof period: two beats, and time for their answers
+
 _PREFIX = "DATAHUB_EXECUTOR_"
 _REQUIRED: Any = ...
 _TOKEN = re.compile(r"[!-~]+")  # what a header can carry, no blanks
@@ -95,6 +99,9 @@ class Settings(BaseSettings):
     visibility_timeout: Annotated[int, Field(ge=10, le=43200)] = _setting(
         "a whole number of seconds from 10 to 43200", "DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT", default=120
     )
+    message_hold_limit: Annotated[int, Field(ge=20, le=43200)] = _setting(
+        "a whole number of seconds from 20 to 43200", "DATAHUB_EXECUTOR_MESSAGE_HOLD_LIMIT", default=43200
+    )
     task_timeout: _Seconds = _setting(
         "a number of seconds above 0", "DATAHUB_EXECUTOR_TASK_TIMEOUT", default=86400.0
     )
@@ -120,6 +127,21 @@ class Settings(BaseSettings):
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = _setting(
         "a port from 1 to 65535, or 0 for off", "DATAHUB_EXECUTOR_METRICS_PORT", default=9087
     )
+
+    @property
+    def proof_period(self) -> float:
+        """Seconds of a lease in which the one who would take it over looks for its owner's sign of life."""
+        return self.visibility_timeout - self.message_visibility
+
+    @property
+    def message_visibility(self) -> int:
+        """Seconds that the queue hides a message from one extension to the next: the rest of the lease."""
+        return int(self.visibility_timeout - min(LONGEST_PROOF, self.visibility_timeout * PROOF_SHARE))
+
+    @property
+    def beat_interval(self) -> float:
+        """Seconds between two signs of life of a run's owner: two fall into each proof period."""
+        return self.proof_period * BEAT_SHARE
 
     @property
     def gms_url(self) -> str:

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 import anyio
+from structlog.typing import FilteringBoundLogger
 
 from executor.backoff import Backoff
 from executor.datahub.errors import DataHubRefusedError, ImmutableStateError, VersionConflictError
 from executor.datahub.state import Status
 from executor.operations.metrics import Metrics
-from executor.queue.delivery import LeaseLostError, QueueError
+from executor.queue.delivery import Delivery, LeaseLostError, QueueError
 from executor.queue.sqs import SqsQueue
 from executor.reporter import SupersededError
 from executor.run import Phase, Run
@@ -52,7 +53,9 @@ class Settlement:
         with run.settlement:
             if verdict.status is not None:
                 verdict = await self._store(run, verdict.status, verdict)
-            await self._dispose(run, verdict)
+            await self._dispose(run.delivery, verdict, run.log)
+            if run.successor is not None:
+                await self._dispose(run.successor, verdict, run.log)
         run.advance(Phase.SETTLED)
         if run.settlement.cancelled_caught:
             verdict = Verdict(None, "the lease was lost before its end was stored", Disposal.LEAVE)
@@ -62,6 +65,7 @@ class Settlement:
         """Store the end. What came of it is the verdict that the message is treated by."""
         try:
             if status is Status.UP_FOR_RETRY:
+                run.interrupted()
                 with anyio.move_on_after(LAST_WRITE_TIMEOUT):
                     await run.reporter.store(run.journal.end(status, verdict.words))
             else:
@@ -88,18 +92,18 @@ class Settlement:
             run.journal.notes += (f"The report is cut short, as the whole one was refused: {error}",)
             await run.reporter.store(run.journal.short_end(status, verdict.words))
 
-    async def _dispose(self, run: Run, verdict: Verdict) -> None:
+    async def _dispose(self, delivery: Delivery, verdict: Verdict, log: FilteringBoundLogger) -> None:
         backoff = self.backoff()
         while verdict.disposal is not Disposal.LEAVE:
             try:
                 if verdict.disposal is Disposal.DELETE:
-                    await self.queue.delete(run.delivery)
+                    await self.queue.delete(delivery)
                 else:
-                    await self.queue.release(run.delivery, verdict.delay)
+                    await self.queue.release(delivery, verdict.delay)
             except QueueError:
                 await backoff.wait()
             except LeaseLostError as error:
-                run.log.info("message_gone", reason=str(error))
+                log.info("message_gone", reason=str(error))
                 return
             else:
                 return

@@ -39,7 +39,8 @@ class DataHub:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._patches = True  # until an older server says that it can't
+        self.patches = True
+        """Whether a part of a run's state can be written; True until an older server says that it can't."""
 
     async def ping(self) -> str:
         """The server's version (`/config`, which needs no token). Raises DataHubError."""
@@ -127,11 +128,11 @@ class DataHub:
         A server that has no `patchEntity`, or one that can't do this aspect, is found out once; from then on
         the aspect is written whole through OpenAPI.
         """
-        if self._patches:
+        if self.patches:
             try:
                 return await self._patch(writes)
             except UnsupportedError:
-                self._patches = False
+                self.patches = False
         return [await self._put(write) for write in writes]
 
     async def _patch(self, writes: Sequence[StateWrite]) -> list[DataHubError | None]:
@@ -239,6 +240,7 @@ def _stored_state(result: answers.Object, aspects: Mapping[str, answers.Object])
         version=answers.version(stored) if stored else ABSENT_VERSION,
         properties=answers.properties(stored),
         killed=_is_kill(aspects),
+        duration_ms=answers.optional_number((stored.get("value") or {}).get("durationMs"), "durationMs"),
     )
 
 

@@ -40,12 +40,12 @@ class StructuredReport:
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """One whole value of the aspect."""
+    """One value of the aspect. Without a report, only what goes on: a patch leaves the rest as it is."""
 
     status: Status
     start_time_ms: int  # epoch
     duration_ms: int
-    report: str
+    report: str | None
     structured_report: StructuredReport | None = None
 
     def aspect(self) -> dict[str, Any]:
@@ -54,8 +54,9 @@ class RunState:
             "status": self.status.value,
             "startTimeMs": self.start_time_ms,
             "durationMs": self.duration_ms,
-            "report": self.report,
         }
+        if self.report is not None:
+            value["report"] = self.report
         if self.structured_report is not None:
             value["structuredReport"] = {
                 "type": self.structured_report.type,
@@ -88,6 +89,7 @@ class StoredState:
     version: int | None  # None: this server tells no versions
     properties: Mapping[str, str]  # of the last write
     killed: bool
+    duration_ms: int | None = None
 
     @property
     def ended(self) -> bool:

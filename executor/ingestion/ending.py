@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from executor.ingestion.lack import FILES, SPACE
 from executor.ingestion.output import in_units
 from executor.ingestion.process import Exit
 
@@ -137,6 +138,14 @@ _HINTS = (
     (
         re.compile(r"Failed to find a registered source for type"),
         "Check the `type` of the recipe's source: it must be the name of a source that this CLI version knows.",
+    ),
+    (
+        re.compile(r"No space left on device|disk is full|Disk quota exceeded", re.IGNORECASE),
+        f"{SPACE[0].upper()}{SPACE[1:]}.",
+    ),
+    (
+        re.compile(r"Too many open files", re.IGNORECASE),
+        f"{FILES[0].upper()}{FILES[1:]}.",
     ),
 )
 

@@ -13,6 +13,8 @@ from anyio import to_thread
 
 from executor.ingestion.ending import Ending, cause, describe
 from executor.ingestion.environment import run_environment, sensitive_values
+from executor.ingestion.guard import Guard, open_guard
+from executor.ingestion.lack import reason
 from executor.ingestion.masking import Masker, MaskRegistry
 from executor.ingestion.output import OutputBuffer, in_units
 from executor.ingestion.process import Command, Exit, ProcessStartError, run_process
@@ -25,7 +27,9 @@ from executor.ingestion.secrets import (
     SecretStore,
     resolve,
 )
+from executor.ingestion.tool import guarded_by
 from executor.ingestion.venv import Venv, VenvCache, VenvError, venv_spec
+from executor.lease import Lease
 from executor.requests import ExecutionRequest, TaskName
 from executor.settings import Settings
 
@@ -77,6 +81,7 @@ class Ingestion:
         env: Mapping[str, str],
         stores: Sequence[SecretStore],
         venvs: VenvCache,
+        guard: Guard,
         maskers: MaskRegistry,
     ) -> None:
         self._settings = settings
@@ -84,6 +89,7 @@ class Ingestion:
         self._files = FileSecretStore(settings.file_secret_basedir, settings.file_secret_maxlen)
         self._stores = stores
         self._venvs = venvs
+        self._guard = guard
         self._maskers = maskers
         self._base_masker = Masker(sensitive_values(env))
 
@@ -138,27 +144,32 @@ class Ingestion:
         prepared: Prepared,
         output: OutputBuffer,
         *,
+        lease: Lease,
         grace: Callable[[], float],
         at_exit: Callable[[], None],
     ) -> Ended:
         """Run the CLI to its end; see `Ended` for what is left to do then.
 
-        Being cancelled ends its whole tree, `grace()` seconds after SIGTERM by force.
+        Being cancelled ends its whole tree, `grace()` seconds after SIGTERM by force. So does the end of
+        `lease`, whatever this process is doing then.
 
         Raises:
             IngestError: it could not be started.
+            LeaseEndedError: its lease was over before it ended.
         """
         try:
             folder = RunFolder.make(self._settings.work_dir, prepared.request.exec_id)
         except OSError as error:
+            why = reason(error, "set DATAHUB_EXECUTOR_WORK_DIR to a place that can be written to")
             raise IngestError(
-                f"a folder for the run can't be made in {self._settings.work_dir} ({error.strerror}): free some "
-                "space there, or set DATAHUB_EXECUTOR_WORK_DIR to another place"
+                f"a folder for the run can't be made in {self._settings.work_dir}: {why}"
             ) from error
         clean_up: Callable[[], Awaitable[None]] = partial(_clear, folder, self._settings.work_dir)
         try:
             command = await self._command(prepared, folder)
-            exited = await run_process(command, output.feed, grace=grace, at_exit=at_exit)
+            exited = await run_process(
+                command, output.feed, guard=self._guard, lease=lease, grace=grace, at_exit=at_exit
+            )
             output.finish()
             with anyio.CancelScope(shield=True):  # it has ended by itself: that is what counts from here on
                 size = folder.report.stat().st_size if folder.report.exists() else 0
@@ -210,16 +221,21 @@ async def open_ingestion(
 ) -> AsyncIterator[Ingestion]:
     """The means to run ingestions; leaving it ends the venv builds that are under way.
 
-    What the runs of a killed executor left on the disk is removed first.
+    Whatever they start ends with this process, if not before. What the runs of a killed executor left on the disk
+    is removed first.
     """
     await to_thread.run_sync(sweep, settings.work_dir)
-    async with VenvCache(
-        root=settings.work_dir / "venvs",
-        bundled=settings.bundled_venv_path,
-        uv=Path(uv.find_uv_bin()),
-        environ=env,
-    ) as venvs:
-        yield Ingestion(settings, env, [datahub_secrets], venvs, maskers)
+    async with (
+        open_guard() as guard,
+        VenvCache(
+            root=settings.work_dir / "venvs",
+            bundled=settings.bundled_venv_path,
+            uv=Path(uv.find_uv_bin()),
+            environ=env,
+            run=guarded_by(guard),
+        ) as venvs,
+    ):
+        yield Ingestion(settings, env, [datahub_secrets], venvs, guard, maskers)
 
 
 async def _apart(size: int, work: Callable[[], Result]) -> Result:

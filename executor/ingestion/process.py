@@ -1,7 +1,6 @@
 """A run's process tree: started, fed, read, measured, and ended without remains. Linux only."""
 
-import errno
-import fcntl
+import math
 import os
 import resource
 import signal
@@ -9,19 +8,21 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
 import anyio
 
 from executor.ingestion.cgroup import oom_kills
-from executor.ingestion.members import Member, marked, members_of, new_mark
+from executor.ingestion.guard import Guard, GuardError, Watch
+from executor.ingestion.lack import reason
+from executor.ingestion.marks import marked
+from executor.ingestion.members import Member, members_of
+from executor.ingestion.pipes import Pipes
+from executor.lease import Lease, LeaseEndedError
 
 TERMINATION_GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 MEMBER_POLL = 0.02  # seconds between two looks at what is left of a tree that was told to end
 KILL_ROUNDS = 100  # looks after SIGKILL before giving up on a process in uninterruptible sleep
-READ_SIZE = 1024 * 1024  # bytes a read; not less than PIPE_SIZE, so that one read empties the pipe
-READ_PACE = 0.005  # seconds between two reads while less than a whole one is waiting
-PIPE_SIZE = 1024 * 1024  # bytes the kernel buffers, where it lets us: a run need not wait for READ_PACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +64,20 @@ class ProcessTree:
 
     def __init__(self, process: "subprocess.Popen[bytes]", mark: int, oom_kills_before: int) -> None:
         self.pid = process.pid
+        self.gone = False  # whether all of it is known to have ended
         self._process = process
         self._mark = mark
         self._oom_kills_before = oom_kills_before
         self._pidfd = os.pidfd_open(self.pid)
-        self._stdin, self._stdout = _pipe(process.stdin), _pipe(process.stdout)
-        os.set_blocking(self._stdin.fileno(), False)
-        os.set_blocking(self._stdout.fileno(), False)
-        _widen(self._stdout)
+        self.pipes = Pipes(process.stdin, process.stdout)
 
     @classmethod
-    def start(cls, command: Command) -> Self:
-        """Start the command; its standard output and error are one stream.
+    def start(cls, command: Command, mark: int) -> Self:
+        """Start the command, its processes bearing `mark`; its standard output and error are one stream.
 
         Raises:
             ProcessStartError: program or folder are missing or may not be used, or the system has no room.
         """
-        mark = new_mark()
         before = oom_kills()
         try:
             with marked(mark):
@@ -109,38 +107,6 @@ class ProcessTree:
                 _kill(os.killpg, process.pid, signal.SIGKILL)
             raise ProcessStartError(command.argv[0], _reason(error, command)) from error
 
-    async def feed(self, data: bytes) -> None:
-        """Write `data` to its standard input and close it; a process that does not want to read it may."""
-        view = memoryview(data)
-        try:
-            while view:
-                try:
-                    view = view[os.write(self._stdin.fileno(), view) :]
-                except BlockingIOError:
-                    await anyio.wait_writable(self._stdin)
-        except BrokenPipeError:
-            return  # its exit code will say the rest
-        finally:
-            self._stdin.close()
-
-    async def read(self, output: Callable[[bytes], None]) -> None:
-        """Hand on its output as it comes, until no process holds the pipe any more."""
-        while True:
-            await anyio.wait_readable(self._stdout)
-            chunk = self._read()
-            if chunk is None:
-                continue
-            if not chunk:
-                return
-            output(chunk)
-            if len(chunk) < READ_SIZE:  # a writer of small pieces must not wake us for each of them
-                await anyio.sleep(READ_PACE)
-
-    def drain(self, output: Callable[[bytes], None]) -> None:
-        """Hand on what lies in the pipe, once all who wrote to it are gone or count no more."""
-        if chunk := self._read():
-            output(chunk)
-
     async def exited(self) -> None:
         """Return once the leader ended; it stays unreaped, see `reap`."""
         await anyio.wait_readable(self._pidfd)
@@ -151,7 +117,7 @@ class ProcessTree:
         None if nobody knows: without a free file descriptor the system can't be asked.
         """
         try:
-            return [member for member in members_of(self.pid, self._mark) if member.alive]
+            return [member for member in members_of({self.pid}, {self._mark}) if member.alive]
         except OSError:
             return None
 
@@ -173,16 +139,21 @@ class ProcessTree:
             count = max(count, len(members or ()))
             self._send(signal.SIGKILL, members or ())
             if members == []:
+                self.gone = True
                 break
             await anyio.sleep(MEMBER_POLL)
         return count
+
+    def kill(self) -> None:
+        """End what is in its group at once; `end` is what ends all of it."""
+        self._send(signal.SIGKILL, ())
 
     def reap(self, left_behind: int) -> Exit:
         """Collect the leader's end, which `exited` has seen, and close its descriptors."""
         # Where this process is the container's first one, orphans of the run have become its children.
         try:
             orphans = [
-                member.pid for member in members_of(self.pid, self._mark) if member.parent == os.getpid()
+                member.pid for member in members_of({self.pid}, {self._mark}) if member.parent == os.getpid()
             ]
         except OSError:
             orphans = []  # there is no descriptor to look with; the leader is known, and what it holds goes
@@ -191,8 +162,7 @@ class ProcessTree:
                 _collect(pid)
         _, status, usage = os.wait4(self.pid, 0)
         self._process.returncode = os.waitstatus_to_exitcode(status)
-        self._stdin.close()
-        self._stdout.close()
+        self.pipes.close()
         os.close(self._pidfd)
         return Exit(
             returncode=self._process.returncode,
@@ -201,13 +171,6 @@ class ProcessTree:
             oom_killed=oom_kills() > self._oom_kills_before,
             left_behind=left_behind,
         )
-
-    def _read(self) -> bytes | None:
-        """What lies in the pipe: b"" at its end, None if there is nothing yet."""
-        try:
-            return os.read(self._stdout.fileno(), READ_SIZE)
-        except BlockingIOError:
-            return None
 
     def _send(self, number: signal.Signals, members: Sequence[Member]) -> None:
         """Signal the group, and every member that is outside it: each gets it once."""
@@ -221,6 +184,8 @@ async def run_process(
     command: Command,
     output: Callable[[bytes], None],
     *,
+    guard: Guard,
+    lease: Lease | None = None,
     grace: Callable[[], float] = lambda: TERMINATION_GRACE,
     at_exit: Callable[[], None] = lambda: None,
 ) -> Exit:
@@ -228,19 +193,45 @@ async def run_process(
 
     Being cancelled ends the whole tree: SIGTERM, SIGKILL `grace()` seconds later. When the command ends by
     itself, whatever it left running is killed, so that neither a grandchild nor a pipe that it holds open
-    keeps the run open. `at_exit` is called as soon as the command itself has ended.
+    keeps the run open. `at_exit` is called as soon as the command itself has ended. `guard` kills the tree
+    before the end of `lease` (None: there is no end), and when this process dies.
 
     Raises:
         ProcessStartError: it could not be started.
+        LeaseEndedError: it did not begin, or was killed, because its lease was over.
     """
-    tree = ProcessTree.start(command)
+    try:
+        async with guard.watch(lease or Lease(math.inf)) as watch:
+            if not watch.may_begin():
+                raise LeaseEndedError("the lease was over before the run began")
+            tree = ProcessTree.start(command, watch.mark)
+            watch.started(tree.pid)
+            return await _attend(tree, watch, command.stdin, output, grace, at_exit)
+    except GuardError as error:
+        raise ProcessStartError(command.argv[0], str(error)) from error
+
+
+async def _attend(
+    tree: ProcessTree,
+    watch: Watch,
+    stdin: bytes,
+    output: Callable[[bytes], None],
+    grace: Callable[[], float],
+    at_exit: Callable[[], None],
+) -> Exit:
     left_behind = 0
+
+    def may_begin() -> bool:
+        if not watch.may_begin():
+            tree.kill()
+        return not watch.ended
+
     try:
         async with anyio.create_task_group() as tasks:
             # The pipes are served while the tree is being ended, too: its last words count, and a process
             # that blocks on a full pipe could not obey SIGTERM.
             pipes = anyio.CancelScope(shield=True)
-            tasks.start_soon(_serve_pipes, pipes, tree, command.stdin, output)
+            tasks.start_soon(tree.pipes.serve, stdin, output, may_begin, pipes)
             try:
                 await tree.exited()
                 at_exit()
@@ -254,42 +245,20 @@ async def run_process(
             finally:
                 pipes.cancel()
     finally:
+        # Before it is collected: then its number may be another's.
+        watch.forget(gone=tree.gone)
         ended = tree.reap(left_behind)
+    if watch.ended:
+        raise LeaseEndedError("the run was ended: its lease was over")
     return ended
 
 
-async def _serve_pipes(
-    scope: anyio.CancelScope, tree: ProcessTree, stdin: bytes, output: Callable[[bytes], None]
-) -> None:
-    with scope:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(tree.feed, stdin)
-            tasks.start_soon(tree.read, output)
-    tree.drain(output)
-
-
 def _reason(error: OSError, command: Command) -> str:
-    reason = error.strerror or str(error)
     if error.filename == command.cwd:
-        return f"the folder {command.cwd} can't be entered: {reason}"
+        return f"the folder {command.cwd} can't be entered: {reason(error)}"
     if isinstance(error, FileNotFoundError) and Path(command.argv[0]).is_file():
-        return f"{reason}: the interpreter that its first line names, or a library"
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return f"{reason}: give the executor a higher limit on open files (nofile), or let fewer runs go at a time"
-    return reason
-
-
-def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
-    if stream is None:
-        raise ValueError("the process was started without this pipe")
-    return stream
-
-
-def _widen(stream: IO[bytes]) -> None:
-    try:
-        fcntl.fcntl(stream, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-    except OSError:
-        return  # the user's share of pipe memory is used up (pipe(7)); the default size works as well
+        return reason(error, "the interpreter that its first line names, or a library")
+    return reason(error)
 
 
 def _limit(pid: int, kind: int, value: int) -> None:

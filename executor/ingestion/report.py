@@ -57,12 +57,9 @@ def fit(
     """
     text, note = None, ""
     if structured is not None and summary.ending is not None:
-        text, note = _structured_text(structured, masker)
+        text, note = _structured_text(structured, masker, limit)
         if text is not None and stored_size(text) > limit * 4 // 5:
-            note = (
-                f"The structured report is left out: its {len(text):,} characters are too many for DataHub."
-            )
-            text = None
+            note, text = _too_large(f"{len(text):,} characters"), None
     if note:
         summary = replace(summary, notes=(*summary.notes, note))
     room = limit - (stored_size(text) if text is not None else 0)
@@ -152,12 +149,18 @@ def _newest_lines(log: str, room: int) -> str:
     return notice(log.count("\n", 0, start)) + log[start:]
 
 
-def _structured_text(data: bytes, masker: Masker) -> tuple[str | None, str]:
+def _structured_text(data: bytes, masker: Masker, limit: int) -> tuple[str | None, str]:
     """The file as JSON text, masked; or None and why not."""
+    if len(data) > limit:  # perhaps not even all of it was read
+        return None, _too_large(f"more than {limit:,} bytes")
     try:
         return _masked_json(data.decode(), masker), ""
     except (ValueError, RecursionError):
-        return None, "The structured report is left out: what the CLI wrote is no JSON."
+        return None, "The structured report is left out: what the CLI wrote is cut short, or no JSON."
+
+
+def _too_large(size: str) -> str:
+    return f"The structured report is left out: its {size} are too many for DataHub."
 
 
 def _masked_json(text: str, masker: Masker) -> str:

@@ -1,12 +1,12 @@
 """A run's place on the disk: scratch space and report go with the run, artifacts stay for a while."""
 
 import fcntl
-import json
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,15 @@ ARTIFACTS_KEPT = 7 * 86400.0  # seconds that what a source left behind is kept
 REPORT_LIMIT = 16 * 1024 * 1024  # bytes of a structured report; no aspect takes more
 _NEW = ".new-"
 _NEW_LASTS = 3600.0  # seconds after which a folder that never got its name counts as left behind
+_START = time.time() - time.monotonic()
+
+
+def steady_time() -> float:
+    """Seconds since the epoch by which files are old; the earlier of two clocks, so that none gets old at once.
+
+    They are the one that may be set at any time, and what it told at this process's start carried on.
+    """
+    return min(time.time(), _START + time.monotonic())
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +35,25 @@ class RunFolder:
 
     @classmethod
     def make(cls, work_dir: Path, exec_id: str) -> "RunFolder":
-        """A new one. Raises OSError."""
+        """A new one. Raises OSError, with nothing of it left behind."""
         runs, artifacts = work_dir / "runs", work_dir / "artifacts" / exec_id
         runs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        artifacts.mkdir(mode=0o700, parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(prefix=_NEW, dir=runs))
+        lock = None
         try:
+            artifacts.mkdir(mode=0o700, parents=True, exist_ok=True)
             (new / "tmp").mkdir()
             lock = os.open(new / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(lock, fcntl.LOCK_EX)
             # Only now does it get the name under which others look whether it is locked.
             path = new.rename(runs / f"{exec_id}.{new.name.removeprefix(_NEW)}")
         except OSError:
-            shutil.rmtree(new, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
+            # Not by `rmtree`, which needs descriptors, and there may be none.
+            for remove in ((new / "lock").unlink, (new / "tmp").rmdir, new.rmdir, artifacts.rmdir):
+                with suppress(OSError):
+                    remove()
             raise
         return cls(path, artifacts, lock)
 
@@ -53,14 +68,12 @@ class RunFolder:
         return self.path / "report.json"
 
     def structured_report(self) -> bytes | None:
-        """The file that the CLI wrote, if it is there and JSON."""
+        """The file that the CLI wrote, if it is there: on a full disk it may be cut short."""
         try:
             with self.report.open("rb") as file:
-                data = file.read(REPORT_LIMIT)
-            json.loads(data)
-        except (OSError, ValueError, RecursionError):
+                return file.read(REPORT_LIMIT)
+        except OSError:
             return None
-        return data
 
     def clear_if_clean(self) -> bool:
         """Remove it if the run left nothing, which takes no time; False if there is more to do."""
@@ -75,7 +88,7 @@ class RunFolder:
         os.close(self.lock)
         return True
 
-    def clear(self, work_dir: Path, clock: Callable[[], float] = time.time) -> None:
+    def clear(self, work_dir: Path, clock: Callable[[], float] = steady_time) -> None:
         """Remove it, except for artifacts, of which the old ones go. Call it once at most."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self.lock)
@@ -85,12 +98,13 @@ class RunFolder:
             _prune(_entries(work_dir / "artifacts"), clock() - ARTIFACTS_KEPT)
 
 
-def sweep(work_dir: Path, clock: Callable[[], float] = time.time) -> None:
+def sweep(work_dir: Path, clock: Callable[[], float] = steady_time) -> None:
     """Remove the folders of runs whose executor was killed; several executors may share `work_dir`."""
     runs = _entries(work_dir / "runs")
-    _prune((path for path in runs if path.name.startswith(_NEW)), clock() - _NEW_LASTS)
-    for path in runs:
-        if not path.name.startswith(_NEW) and not _is_locked(path / "lock"):
+    left = [path for path in runs if not _is_locked(path / "lock")]
+    _prune((path for path in left if path.name.startswith(_NEW)), clock() - _NEW_LASTS)
+    for path in left:
+        if not path.name.startswith(_NEW):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -4,6 +4,7 @@ import errno
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
+from executor.ingestion.guard import Guard, open_guard
 from executor.ingestion.process import Command, ProcessStartError, run_process
 
 RunTool = Callable[
@@ -16,17 +17,36 @@ gets what the program prints, both streams, in chunks as they come. Cancelling i
 _TERMINATION_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 
 
+def guarded_by(guard: Guard) -> RunTool:
+    """The `RunTool` whose programs end with this process at the latest, each in a session of its own.
+
+    It raises OSError if a program can't be started.
+    """
+
+    async def run(
+        argv: Sequence[str], environ: Mapping[str, str], stdin: bytes | None, output: Callable[[bytes], None]
+    ) -> int:
+        command = Command(argv, environ, cwd=Path(), stdin=stdin or b"")
+        try:
+            ended = await run_process(command, output, guard=guard, grace=lambda: _TERMINATION_GRACE)
+        except ProcessStartError as error:
+            raise OSError(errno.ENOEXEC, error.reason) from error
+        return ended.returncode
+
+    return run
+
+
 async def run_tool(
     argv: Sequence[str], environ: Mapping[str, str], stdin: bytes | None, output: Callable[[bytes], None]
 ) -> int:
-    """Run `argv` in a session of its own; see `RunTool`.
+    """Run a single program under a guard of its own; see `RunTool`.
 
     Raises:
         OSError: The program can't be started.
     """
-    command = Command(argv, environ, cwd=Path(), stdin=stdin or b"")
-    try:
-        ended = await run_process(command, output, grace=lambda: _TERMINATION_GRACE)
-    except ProcessStartError as error:
-        raise OSError(errno.ENOEXEC, error.reason) from error
-    return ended.returncode
+    async with open_guard() as guard:
+        try:
+            return await guarded_by(guard)(argv, environ, stdin, output)
+        except OSError as error:  # a task group would wrap it
+            failure = error
+    raise failure

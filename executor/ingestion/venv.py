@@ -17,6 +17,7 @@ from typing import Self
 import anyio
 from anyio.abc import TaskGroup
 
+from executor.ingestion.lack import reason
 from executor.ingestion.tool import RunTool, run_tool
 from executor.ingestion.venv_build import Log, Uv, installed_version, say
 from executor.ingestion.venv_spec import (
@@ -93,7 +94,11 @@ class VenvCache:
             VenvError: It can't be had.
         """
         if spec.version == BUNDLED:
-            return self._get_bundled(spec, log)
+            try:
+                return self._get_bundled(spec, log)
+            except OSError as error:
+                words = f"the bundled venv in {self._bundled} can't be used: {reason(error)}."
+                raise VenvError(words) from error
         environ = self._uv.environment(spec)
         version = await self._get_latest(spec, environ, log) if spec.version == LATEST else spec.version
         key = venv_key(spec, version, _PYTHON, environ)
@@ -253,7 +258,7 @@ def _disk_words(error: OSError, root: Path) -> str:
         return (
             f"the venv could not be built: the disk is full. Free space in {root} or give it a larger disk."
         )
-    return f"the venv could not be built in {root}: {error.strerror}. Check its owner and permissions."
+    return f"the venv could not be built in {root}: {reason(error, 'check its owner and permissions')}."
 
 
 def _unexpected(what: str, spec: VenvSpec, error: Exception, log: Log) -> str:

@@ -57,7 +57,11 @@ class VenvStore:
         self._known: dict[str, tuple[int, Venv]] = {}
 
     def find(self, key: str) -> Venv | None:
-        """The complete venv under `key`; the time of its marker says when it was last asked for."""
+        """The complete venv under `key`; the time of its marker says when it was last asked for.
+
+        Raises:
+            OSError: It is not known whether it is there: no file can be opened, say.
+        """
         path = self._root / key
         marker, python = path / _MARKER, path / "bin" / "python"
         try:
@@ -85,12 +89,12 @@ class VenvStore:
         return await to_thread.run_sync(self._newest_version, family)
 
     def _newest_version(self, family: str) -> str | None:
-        markers = (_read_marker(path) for path in self._root.glob(f"*/{_MARKER}"))
-        versions = [
-            Version(marker.version)
-            for marker in markers
-            if marker is not None and marker.family == family and not is_wheel(marker.version)
-        ]
+        versions: list[Version] = []
+        for path in self._root.glob(f"*/{_MARKER}"):
+            with suppress(OSError):
+                marker = _read_marker(path)
+                if marker is not None and marker.family == family and not is_wheel(marker.version):
+                    versions.append(Version(marker.version))
         return str(max(versions)) if versions else None
 
     @asynccontextmanager
@@ -142,18 +146,23 @@ class VenvStore:
             OSError: The folder can't be made or read.
         """
         self._root.mkdir(parents=True, exist_ok=True)
-        for path in self._root.glob(f"{_BUILDING}*"):
+        for path in list(self._root.glob(f"{_BUILDING}*")):
             key = path.name.removeprefix(_BUILDING).partition("-")[0]
-            lock = self._try_lock(key)
+            try:
+                lock = self._try_lock(key, os.O_RDWR)
+            except FileNotFoundError:  # a builder has one before its folder, and removes it after that;
+                await _remove(path)  # to make one, there may be no space on the disk
+                continue
             if lock is not None:
                 try:
                     await _remove(path)
                 finally:
                     self._unlock(key, lock)
-        for path in self._root.glob(f"{_LOCK}*"):
+        for path in list(self._root.glob(f"{_LOCK}*")):
             key = path.name.removeprefix(_LOCK)
-            if (lock := self._try_lock(key)) is not None:
-                self._unlock(key, lock)
+            with suppress(FileNotFoundError):
+                if (lock := self._try_lock(key, os.O_RDWR)) is not None:
+                    self._unlock(key, lock)
 
     async def _lock(self, key: str, log: Log) -> int:
         if (lock := self._try_lock(key)) is not None:
@@ -163,16 +172,21 @@ class VenvStore:
             await anyio.sleep(_LOCK_POLL)
         return lock
 
-    def _try_lock(self, key: str) -> int | None:
-        """A descriptor that holds the lock of `key`, which the kernel lets go when this process dies."""
+    def _try_lock(self, key: str, flags: int = os.O_RDWR | os.O_CREAT) -> int | None:
+        """A descriptor that holds the lock of `key`, which the kernel lets go when this process dies.
+
+        Raises:
+            FileNotFoundError: Nobody holds it, and `flags` forbid to make it.
+            OSError: It can't be had.
+        """
         path = self._root / f"{_LOCK}{key}"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(descriptor).st_ino == path.stat().st_ino:
+            if _has_lock(descriptor, path):
                 return descriptor
-        except (BlockingIOError, FileNotFoundError):
-            pass
+        except OSError:
+            os.close(descriptor)
+            raise
         os.close(descriptor)  # another has it, or had it until now and removed the file that we opened
         return None
 
@@ -183,11 +197,20 @@ class VenvStore:
         os.close(lock)
 
 
+def _has_lock(descriptor: int, path: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(descriptor).st_ino == path.stat().st_ino
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
 async def _remove(path: Path) -> None:
     await to_thread.run_sync(lambda: shutil.rmtree(path, ignore_errors=True))
 
 
 def _read_marker(path: Path) -> _Marker | None:
+    """What it says; None where it says nothing. Raises OSError where it can't be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = str(content["version"])
@@ -195,5 +218,5 @@ def _read_marker(path: Path) -> _Marker | None:
             Version(version)
         warnings = tuple(map(str, content.get("warnings", ())))
         return _Marker(version, Version(str(content["cli_version"])), str(content["family"]), warnings)
-    except (OSError, ValueError, KeyError, TypeError, InvalidVersion):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, InvalidVersion):
         return None  # cut short, or of another layout: as good as missing

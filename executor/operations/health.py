@@ -25,11 +25,15 @@ class Health:
     def __init__(self, dependencies: Sequence[Reachability]) -> None:
         self._dependencies = dependencies
         self._beats: dict[str, float] = {}
-        self.stopping = False
+        self._stopping = False
 
     def beat(self, loop: str, pause: float = 0) -> None:
         """A loop of the heartbeat takes a turn, after which it pauses for so many seconds."""
         self._beats[loop] = anyio.current_time() + pause
+
+    def stop(self) -> None:
+        """Not ready from now on: the service takes nothing more."""
+        self._stopping = True
 
     def stale(self) -> list[str]:
         """The loops that have not taken a turn for too long; empty means live."""
@@ -39,7 +43,7 @@ class Health:
     def missing(self) -> list[str]:
         """What keeps the service from being ready; empty means ready."""
         missing = [f"{server.name} not reached" for server in self._dependencies if not server.reached]
-        return [*missing, "stopping"] if self.stopping else missing
+        return [*missing, "stopping"] if self._stopping else missing
 
     async def touch_files(self, folder: Path = HEARTBEAT_FOLDER) -> None:
         """Keep the heartbeat files young while live and ready, until cancelled."""

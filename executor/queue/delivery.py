@@ -1,5 +1,6 @@
 """A message that is ours for a while, and how long that while provably lasts."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -17,6 +18,12 @@ class Delivery:
     receive_count: int
     sent_at: float  # epoch, seconds
     lease_ends: float  # monotonic, seconds
+    hold_ends: float = (
+        math.inf
+    )  # monotonic, seconds: after it the queue shows the message, whatever it is asked
+    sent_by: str | None = (
+        None  # the claim whose run is to go on under this message; None: a request as it came
+    )
 
 
 class QueueError(Exception):

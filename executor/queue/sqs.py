@@ -23,7 +23,8 @@ CONNECT_TIMEOUT = 5  # seconds
 READ_TIMEOUT = 10  # seconds beyond a long poll's own wait
 BATCH_TIMEOUT = 10.0  # seconds for one call of a batch
 SIDE_BY_SIDE = 4  # calls of a kind: one that hangs must not keep the leases of other runs from being renewed
-LONGEST_VISIBILITY = 43_200  # seconds: twelve hours (contract, section 6)
+LONGEST_HOLD = 43_200  # seconds: twelve hours, which SQS counts from the receipt (contract, section 6)
+_SENT_BY = "DataHubExecutorRun"  # attribute of a message that takes the place of another one
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,19 @@ class QueueFacts:
 class SqsQueue:
     """One queue, spoken to through one client. Made by `open_queue`."""
 
-    def __init__(self, client: Any, url: str, visibility_timeout: int) -> None:  # noqa: ANN401 - botocore makes its clients' types at run time
+    def __init__(
+        self,
+        client: Any,  # noqa: ANN401 - botocore makes its clients' types at run time
+        url: str,
+        visibility_timeout: int,
+        longest_hold: int = LONGEST_HOLD,
+    ) -> None:
         self._client = client
         self.url = url
         self.date: str | None = None
         """The server's clock as its last answer told it, in HTTP's form."""
         self._visibility = visibility_timeout
+        self._longest_hold = longest_hold
         self.long_poll = min(LONG_POLL_LIMIT, visibility_timeout // 4)
         """Seconds that a receive waits for a first message. The lease counts from before: most of it is left."""
         self._batch_timeout = min(BATCH_TIMEOUT, visibility_timeout / 6)
@@ -70,20 +78,24 @@ class SqsQueue:
                 WaitTimeSeconds=self.long_poll if wait else 0,
                 VisibilityTimeout=self._visibility,
                 MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
+                MessageAttributeNames=[_SENT_BY],
             )
-            lease_ends = asked_at + self._visibility
-            return [_delivery(message, lease_ends) for message in answer.get("Messages", ())]
+            lease_ends, hold_ends = asked_at + self._visibility, asked_at + self._longest_hold
+            return [_delivery(message, lease_ends, hold_ends) for message in answer.get("Messages", ())]
 
     async def extend(self, delivery: Delivery) -> None:
-        """Renew the lease for another visibility time-out from now.
+        """Renew the lease for another visibility time-out from now, or until the queue's limit if that is sooner.
 
         Raises:
             LeaseLostError: the receipt handle is stale.
             QueueError: the queue could not be asked; the lease runs on as it was.
         """
         asked_at = anyio.current_time()
-        await self._visibilities.submit((delivery, self._visibility))
-        delivery.lease_ends = asked_at + self._visibility
+        seconds = int(min(self._visibility, delivery.hold_ends - asked_at))
+        if asked_at + seconds <= delivery.lease_ends:
+            raise QueueError("the queue hides a message no longer than it has hidden this one")
+        await self._visibilities.submit((delivery, seconds))
+        delivery.lease_ends = asked_at + seconds
 
     async def release(self, delivery: Delivery, delay: float = 0) -> None:
         """Give the message back, to be received again after `delay` seconds.
@@ -92,7 +104,8 @@ class SqsQueue:
             LeaseLostError: it was no longer ours.
             QueueError: the queue could not be asked; the message comes back when its lease ends.
         """
-        await self._visibilities.submit((delivery, min(round(delay), LONGEST_VISIBILITY)))
+        longest = max(0.0, delivery.hold_ends - anyio.current_time())
+        await self._visibilities.submit((delivery, int(min(round(delay), longest, LONGEST_HOLD))))
 
     async def delete(self, delivery: Delivery) -> None:
         """Take the message off the queue.
@@ -103,17 +116,22 @@ class SqsQueue:
         """
         await self._deletes.submit(delivery)
 
-    async def send(self, body: str, group: str) -> str:
+    async def send(self, body: str, group: str, sent_by: str | None = None) -> str:
         """Put a message on the queue; its id. `group` orders and deduplicates on a FIFO queue.
+
+        `sent_by` is the claim whose run is to go on under this message.
 
         Raises:
             QueueError: the queue could not be asked.
         """
-        fifo = (
-            {"MessageGroupId": group, "MessageDeduplicationId": group} if self.url.endswith(".fifo") else {}
-        )
+        arguments: dict[str, object] = {}
+        if self.url.endswith(".fifo"):
+            arguments |= {"MessageGroupId": group, "MessageDeduplicationId": group}
+        if sent_by is not None:
+            attribute = {"DataType": "String", "StringValue": sent_by}
+            arguments |= {"MessageAttributes": {_SENT_BY: attribute}}
         with errors_in_words(self.url):
-            answer = await self._call("send_message", MessageBody=body, **fifo)
+            answer = await self._call("send_message", MessageBody=body, **arguments)
             message_id: str = answer["MessageId"]
         return message_id
 
@@ -199,7 +217,12 @@ class SqsQueue:
 
 @asynccontextmanager
 async def open_queue(
-    name: QueueName, *, region: str | None, visibility_timeout: int, env: Mapping[str, str]
+    name: QueueName,
+    *,
+    region: str | None,
+    visibility_timeout: int,
+    env: Mapping[str, str],
+    longest_hold: int = LONGEST_HOLD,
 ) -> AsyncIterator[SqsQueue]:
     """A queue that is ready to be used; credentials and endpoints are botocore's own chain.
 
@@ -225,7 +248,7 @@ async def open_queue(
                 )
             )
             url = await _url(client, name)
-        yield SqsQueue(client, url, visibility_timeout)
+        yield SqsQueue(client, url, visibility_timeout, longest_hold)
 
 
 async def _url(client: Any, name: QueueName) -> str:  # noqa: ANN401 - as above
@@ -249,7 +272,7 @@ def _endpoint(name: QueueName, env: Mapping[str, str]) -> str | None:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def _delivery(message: Mapping[str, Any], lease_ends: float) -> Delivery:
+def _delivery(message: Mapping[str, Any], lease_ends: float, hold_ends: float) -> Delivery:
     return Delivery(
         message_id=message["MessageId"],
         receipt_handle=message["ReceiptHandle"],
@@ -257,6 +280,8 @@ def _delivery(message: Mapping[str, Any], lease_ends: float) -> Delivery:
         receive_count=int(message["Attributes"]["ApproximateReceiveCount"]),
         sent_at=int(message["Attributes"]["SentTimestamp"]) / 1000,
         lease_ends=lease_ends,
+        hold_ends=hold_ends,
+        sent_by=message.get("MessageAttributes", {}).get(_SENT_BY, {}).get("StringValue"),
     )
 
 

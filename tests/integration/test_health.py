@@ -85,7 +85,7 @@ async def test_ready_is_who_reached_queue_and_datahub(server: Server) -> None:
 async def test_who_is_stopping_is_live_but_not_ready(server: Server) -> None:
     server.queue.answered()
     server.datahub.answered()
-    server.health.stopping = True
+    server.health.stop()
     assert await server.answer("/health/ready") == (503, "stopping\n")
     assert await server.answer("/health/live") == (200, "ok\n")
 

@@ -150,6 +150,9 @@ def as_it_is(text: str) -> str:
         (BAD_CONFIG, "missing] conect_uri Extra inputs are not permitted [type=extra_forbidden]."),
         (NO_DATABASE, f"sqlalchemy.exc.OperationalError: (psycopg2.OperationalError) {REFUSED} Is the server"),
         ("  File \"x.py\", line 1\nModuleNotFoundError: No module named 'psycopg2'\n", "extra pip requirements"),
+        ("OSError: [Errno 28] No space left on device: 'x'", "'x'. Free space on the executor's disk (DATAHUB_EXE"),
+        ("sqlite3.OperationalError: database or disk is full", "is full. Free space on the executor's disk"),
+        ("OSError: [Errno 24] Too many open files: 'x'", "'x'. Give the executor a higher limit on open files"),
     ],
 )  # fmt: skip
 def test_the_cause_of_a_failure_is_what_the_cli_printed_last(log: str, expected: str) -> None:

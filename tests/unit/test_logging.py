@@ -1,13 +1,15 @@
 """The service's own log, as whoever reads its stream finds it."""
 
+import fcntl
 import json
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import structlog
@@ -137,6 +139,68 @@ def test_no_text_can_break_the_log(encoding: str, tmp_path: Path) -> None:
     [line] = path.read_bytes().rstrip(b"\n").split(b"\n")
     event = json.loads(line)
     assert (event["half"], event["name"], event["line"]) == ("\ud83d", "café", "a\u2028b")
+
+
+@contextmanager
+def pipe() -> Iterator[tuple[int, TextIO]]:
+    """Its end to read from, and a log that goes into the other one."""
+    reader, writer = os.pipe()
+    with open(writer, "w") as stream:  # noqa: PTH123 - a descriptor
+        configure_logging(mask, stream)
+        yield reader, stream
+
+
+def lines_in(reader: int) -> list[str]:
+    """What lies in the pipe."""
+    os.set_blocking(reader, False)
+    text = ""
+    with suppress(BlockingIOError):
+        while data := os.read(reader, 65536):
+            text += data.decode()
+    return text.splitlines()
+
+
+def test_a_log_that_nobody_can_read_any_more_does_not_fail() -> None:
+    with pipe() as (reader, _):
+        os.close(reader)
+        for _ in range(3):
+            structlog.get_logger().info("unheard")
+            logging.getLogger("some.library").warning("unheard, too")
+
+
+def test_a_service_without_an_output_does_not_fail() -> None:
+    configure_logging(mask, None)
+    structlog.get_logger().info("unheard")
+    logging.getLogger("some.library").warning("unheard, too")
+
+
+def test_a_log_whose_reader_pauses_goes_on_after_it_and_tells_what_was_lost() -> None:
+    with pipe() as (reader, _):
+        size = fcntl.fcntl(reader, fcntl.F_GETPIPE_SZ)
+        count = size // 100 + 200  # more lines than fit
+        for number in range(count):
+            structlog.get_logger().info("counted", number=number, padding="x" * 60)
+        first = [json.loads(line) for line in lines_in(reader)]
+        structlog.get_logger().info("heard")
+        rest = [json.loads(line) for line in lines_in(reader)]
+        os.close(reader)
+    assert [event["number"] for event in first] == list(range(len(first)))
+    assert [event["event"] for event in rest] == ["log_lines_lost", "heard"]
+    assert rest[0]["lines"] == count - len(first) > 0
+    assert "disk full" in rest[0]["reason"]
+
+
+def test_a_line_that_was_taken_in_part_spoils_no_other() -> None:
+    with pipe() as (reader, _):
+        size = fcntl.fcntl(reader, fcntl.F_GETPIPE_SZ)
+        structlog.get_logger().info("long", padding="x" * 2 * size)
+        [torn] = lines_in(reader)
+        structlog.get_logger().info("heard")
+        nothing, *rest = lines_in(reader)
+        os.close(reader)
+    assert len(torn) == size
+    assert nothing == ""
+    assert [json.loads(line)["event"] for line in rest] == ["log_lines_lost", "heard"]
 
 
 def _until_closed(screen: int) -> Iterator[bytes]:

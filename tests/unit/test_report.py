@@ -141,6 +141,12 @@ def test_a_structured_report_too_large_on_its_own_is_left_out_and_that_is_said()
     assert "90,002 characters are too many" in fitted.report
 
 
+def test_a_structured_report_of_which_not_all_was_read_is_called_too_large() -> None:
+    fitted = fit(ENDED, b'"' + b"x" * 100_000, "log", NOBODY, limit=100_000)
+    assert fitted.structured is None
+    assert "more than 100,000 bytes are too many" in fitted.report
+
+
 def test_a_large_structured_report_is_stored_and_gives_way_in_the_text() -> None:
     written = json.dumps("x" * 60_000).encode()
     fitted = fit(ENDED, written, "log", NOBODY, limit=100_000)

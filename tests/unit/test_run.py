@@ -8,6 +8,7 @@ import pytest
 import structlog
 
 from executor.backoff import Backoff
+from executor.claim import Claim
 from executor.datahub.client import DataHub
 from executor.datahub.transport import Transport
 from executor.ingestion.process import TERMINATION_GRACE
@@ -37,7 +38,7 @@ async def run(datahub: DataHub) -> Run:
 def make_run(datahub: DataHub, exec_id: str) -> Run:
     delivery = Delivery("message", "handle", "{}", 1, sent_at=0.0, lease_ends=120.0)
     journal = Journal(None, executor_id="remote", host="host", clock=lambda: 0.0)
-    reporter = Reporter(datahub, exec_id, "owner", Backoff)
+    reporter = Reporter(datahub, exec_id, Claim("owner", 0, "message", 1), Backoff, 8.0)
     return Run(exec_id, delivery, journal, reporter, structlog.get_logger())
 
 

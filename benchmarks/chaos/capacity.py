@@ -1,0 +1,65 @@
+"""When there was nobody who could have started another run. Pure."""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from benchmarks.chaos.records import Mark, Struck
+
+Span = tuple[float, float]
+
+
+def nobody_able(marks: Sequence[Mark], struck: Sequence[Struck], *, executors: int, slots: int) -> list[Span]:
+    """The times in which each executor was struck by a fault, or had a process in every slot."""
+    taken = list(_taken(marks, struck))
+    unable = [
+        [(one.began, one.ended) for one in struck if one.touches(executor)]
+        + _full([span for owner, span in taken if owner == executor], slots)
+        for executor in range(executors)
+    ]
+    moments = sorted({moment for spans in unable for span in spans for moment in span})
+    return [
+        (begin, end)
+        for begin, end in pairwise(moments)
+        if all(any(span[0] <= begin and end <= span[1] for span in spans) for spans in unable)
+    ]
+
+
+def overlap(spans: Sequence[Span], begin: float, end: float) -> float:
+    """How many seconds from `begin` to `end` are in one of the spans, none of which overlap each other."""
+    return sum(max(0.0, min(end, span[1]) - max(begin, span[0])) for span in spans)
+
+
+def _taken(marks: Sequence[Mark], struck: Sequence[Struck]) -> Iterator[tuple[int, Span]]:
+    """Which executor had a slot taken, and when.
+
+    A process that noted no end of its own was over when its executor got a signal that ends it, or at the latest
+    when the next one of its request began.
+    """
+    last = max((mark.at for mark in marks), default=0.0)
+    for mark in marks:
+        if mark.what == "began":
+            ends = [
+                later.at
+                for later in marks
+                if later.exec_id == mark.exec_id
+                and later.at > mark.at
+                and (later.what == "began" or (later.is_end and later.pid == mark.pid))
+            ]
+            ends += [
+                one.began
+                for one in struck
+                if one.fault.kind in {"kill", "drain"}
+                and (one.fault.executors, one.life) == ((mark.executor,), mark.life)
+                and one.began > mark.at
+            ]
+            yield mark.executor, (mark.at, min([last, *ends]))
+
+
+def _full(spans: Sequence[Span], slots: int) -> list[Span]:
+    changes = sorted([(begin, 1) for begin, _ in spans] + [(end, -1) for _, end in spans])
+    full, count = [], 0
+    for (at, change), (until, _) in pairwise(changes):
+        count += change
+        if count >= slots:
+            full.append((at, until))
+    return full

@@ -1,0 +1,179 @@
+"""Moves a long run to a fresh message: the queue hides one for twelve hours at most (contract, section 6)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import anyio
+import structlog
+
+from executor.backoff import Backoff
+from executor.heartbeat import LAST_MOMENTS, LONGEST_PAUSE
+from executor.pool import Pool
+from executor.queue.batcher import BATCH_LIMIT
+from executor.queue.delivery import Delivery, LeaseLostError, QueueError
+from executor.queue.sqs import SqsQueue
+from executor.run import ActiveRuns, Phase, Run
+
+BEGIN_AT = 1 / 2  # of the time that the queue hides a message: a fresh one may wait behind many others
+FINISH_BEFORE = LAST_MOMENTS + 3.0  # seconds before the old message is shown, or its run would be ended
+SWEEP_SHARE = 1 / 4  # of a visibility time-out: how often a full executor looks for the fresh message itself
+LONGEST_SWEEP = 20  # receives
+RELEASE_TIMEOUT = 5.0  # seconds to show again what a sweep has found besides
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Handover:
+    """Sends the message of a long run once more, gets hold of it, and only then lets go of the old one.
+
+    At every moment at least one message of the request is on the queue, and its run's executor holds the one that
+    the claim in DataHub names: another executor that receives one of them leaves the run alone, or passes it on.
+    """
+
+    queue: SqsQueue
+    pool: Pool
+    active: ActiveRuns
+    backoff: Callable[[], Backoff]
+    visibility: float  # seconds
+    hold_limit: float  # seconds that the queue hides a message at most
+    _under_way: set[str] = field(default_factory=set)  # ids of runs
+
+    async def serve(self) -> None:
+        """Look after the long runs until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            while True:
+                now = anyio.current_time()
+                wake = now + LONGEST_PAUSE
+                for run in self.active:
+                    due = run.delivery.hold_ends - self.hold_limit * (1 - BEGIN_AT)
+                    if run.exec_id in self._under_way or run.phase is not Phase.RUNNING:
+                        wake = min(wake, now + self.visibility / 4)
+                    elif due > now:
+                        wake = min(wake, due)
+                    else:
+                        self._under_way.add(run.exec_id)
+                        tasks.start_soon(self._hand_over, run)
+                await self.active.changed(wake - now)
+
+    async def _hand_over(self, run: Run) -> None:
+        old = run.delivery
+        try:
+            with anyio.CancelScope(deadline=old.hold_ends - FINISH_BEFORE):
+                await self._send(run, old)
+                await self._receive(run)
+                await self._record(run)
+            fresh = run.successor
+            if run.phase is not Phase.RUNNING or run.stop_reason is not None:
+                return  # settling sees to both messages
+            if fresh is None:
+                run.log.warning(
+                    "handover_failed", consequence="the run ends when the queue's limit is reached"
+                )
+                return
+            run.hold(fresh)
+            run.successor, run.successor_id, run.succeeded = None, None, anyio.Event()
+            await self._delete(old)
+            run.log.info("handed_over", message_id=fresh.message_id, before=old.message_id)
+        finally:
+            self._under_way.discard(run.exec_id)
+
+    async def _send(self, run: Run, old: Delivery) -> None:
+        backoff = self.backoff()
+        while run.successor_id is None:
+            group = f"{run.exec_id}.{run.reporter.claim.owner}.{run.reporter.claim.beat}"
+            try:
+                run.successor_id = await self.queue.send(old.body, group, sent_by=run.reporter.claim.owner)
+            except QueueError as error:
+                run.log.warning("handover_delayed", reason=str(error), permission="sqs:SendMessage")
+                await backoff.wait()
+        run.log.info("handover_begun", message_id=run.successor_id)
+
+    async def _receive(self, run: Run) -> None:
+        """Get hold of the message: the consumer receives it, another executor passes it on, or a sweep finds it."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._take_offers, run)
+            tasks.start_soon(self._sweep, run)
+            await run.succeeded.wait()
+            tasks.cancel_scope.cancel()
+
+    async def _take_offers(self, run: Run) -> None:
+        taken = None
+        while True:
+            await run.reporter.news()
+            offer = run.reporter.offer
+            if offer is None or offer == taken or offer.message_id != run.successor_id:
+                continue
+            now = anyio.current_time()
+            delivery = Delivery(
+                offer.message_id,
+                offer.receipt_handle,
+                run.delivery.body,
+                offer.receive_count,
+                run.delivery.sent_at,
+                lease_ends=now,
+                hold_ends=now + self.hold_limit - self.visibility,  # it was received that long ago at most
+            )
+            try:
+                await self.queue.extend(delivery)
+            except LeaseLostError:
+                taken = offer  # too late: somebody will receive it again
+            except QueueError:
+                await anyio.sleep(self.visibility / 20)
+            else:
+                run.succeed(delivery)
+                return
+
+    async def _sweep(self, run: Run) -> None:
+        """While there is no room, the consumer receives nothing, and perhaps nobody does: look for it."""
+        while True:
+            await anyio.sleep(self.visibility * SWEEP_SHARE)
+            if self.pool.full:
+                await self._sweep_once(run)
+
+    async def _sweep_once(self, run: Run) -> None:
+        others: list[Delivery] = []
+        try:
+            for _ in range(LONGEST_SWEEP):
+                found = await self.queue.receive(BATCH_LIMIT, wait=False)
+                for delivery in found:
+                    if delivery.message_id == run.successor_id:
+                        run.succeed(delivery)
+                    else:
+                        others.append(delivery)
+                if not found or run.successor is not None:
+                    return
+        except QueueError as error:
+            run.log.info("sweep_failed", reason=str(error))
+        finally:
+            with anyio.move_on_after(RELEASE_TIMEOUT, shield=True):
+                async with anyio.create_task_group() as tasks:
+                    for delivery in others:
+                        tasks.start_soon(self._show_again, delivery)
+
+    async def _show_again(self, delivery: Delivery) -> None:
+        try:
+            await self.queue.release(delivery)
+        except (QueueError, LeaseLostError) as error:
+            log.info("release_failed", message_id=delivery.message_id, reason=str(error))
+
+    async def _record(self, run: Run) -> None:
+        """Have DataHub know which message counts, before there is only that one."""
+        if run.successor is None:
+            return
+        fresh = run.successor
+        run.reporter.held_by(fresh.message_id, fresh.receive_count)
+        while not run.reporter.recorded(fresh.message_id):
+            await run.reporter.news()
+
+    async def _delete(self, old: Delivery) -> None:
+        backoff = self.backoff()
+        while anyio.current_time() < old.lease_ends:
+            try:
+                await self.queue.delete(old)
+            except QueueError:
+                await backoff.wait()
+            except LeaseLostError:
+                return  # whoever has it leaves the run alone: the claim names the fresh one
+            else:
+                return

@@ -1,0 +1,175 @@
+"""The executors: the shipped `Worker` and all that it holds, each on a loop of its own."""
+
+import random
+import traceback
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from executor.datahub.client import DataHub
+from executor.operations.metrics import Metrics
+from executor.operations.reachability import Reachability
+from executor.queue.sqs import SqsQueue
+from executor.stopping import StopRequest
+from executor.worker import Worker
+from tests.simulation.clients import QUEUE_URL, SimTransport, SqsClient
+from tests.simulation.kernel import Handle, Loop
+from tests.simulation.plan import EPOCH, EXECUTOR_ID, settings_of
+from tests.simulation.processes import SimIngestion, SimProcess
+
+if TYPE_CHECKING:
+    from asyncio import Future
+
+    from tests.simulation.world import World
+
+
+class SimExecutor:
+    """One executor's process, and those that follow it under its name."""
+
+    def __init__(self, world: "World", index: int) -> None:
+        self.index = index
+        self.generation = 0
+        self.alive = False
+        self.processes: list[SimProcess] = []
+        self.on_wake: list[Callable[[], None]] = []
+        self.hampered_at = -1000.0  # when it last failed to reach DataHub, or stood still
+        self.worker: Worker | None = None
+        self._world = world
+        self._stopping: StopRequest | None = None
+        self._tokens = 0
+        self.loop = Loop(world.kernel, index, self._unhandled)
+
+    @property
+    def name(self) -> str:
+        """Which one, and its how manieth life."""
+        return f"executor {self.index}.{self.generation}"
+
+    def start(self) -> None:
+        """Start its process, unless it is there."""
+        if self.alive:
+            return
+        self.alive = True
+        self.generation += 1
+        self.processes = []
+        self.hampered_at = self._world.now
+        self.loop = Loop(self._world.kernel, self.index, self._unhandled)
+        self._world.tell(self.name, "starts")
+        self.loop.post(self._begin, self.loop)
+
+    def _begin(self, loop: Loop) -> None:
+        loop.create_task(self._serve(loop)).add_done_callback(self._ended)
+
+    async def _serve(self, loop: Loop) -> None:
+        world, plan = self._world, self._world.plan
+        settings = settings_of(plan)
+        self._stopping = StopRequest()
+        self.worker = Worker(
+            settings,
+            host=self.name,
+            metrics=_metrics(),
+            queue_reach=Reachability("queue"),
+            beat=_beat,
+            clock=lambda: EPOCH + loop.time(),
+            chance=random.Random(world.chance.getrandbits(32)),
+            token=self._token,
+        )
+        queue = SqsQueue(
+            SqsClient(world, self), QUEUE_URL, settings.message_visibility, settings.message_hold_limit
+        )
+        datahub = DataHub(SimTransport(world, self))
+        await self.worker.serve(queue, datahub, SimIngestion(world, self, settings), self._stopping)
+
+    def _ended(self, task: "Future[Any]") -> None:
+        self.alive = False
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._world.tell(self.name, "".join(traceback.format_exception(error)))
+            self._world.checks.broken(f"{self.name} ended with {error!r}")
+        self._world.tell(self.name, "has stopped")
+        if self.worker is not None:
+            self._world.checks.drained(self.worker)
+        for process in self.processes:
+            process.orphaned()
+        if self._world.calm:
+            self._world.kernel.after(1.0, self.start)
+
+    def _token(self) -> str:
+        self._tokens += 1
+        return f"claim-{self.index}-{self.generation}-{self._tokens}"
+
+    def _unhandled(self, words: str) -> None:
+        self._world.checks.broken(f"{self.name}: {words}")
+
+    # --- faults ---------------------------------------------------------------------------------------------
+
+    def crash(self) -> None:
+        """SIGKILL."""
+        if not self.alive:
+            return
+        self._world.counts["crashes"] += 1
+        self._world.tell(self.name, "is killed")
+        self.alive = False
+        self.on_wake.clear()
+        self.loop.close()
+        for process in self.processes:
+            process.orphaned()
+
+    def pause(self, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT after so many seconds."""
+        if not self.alive or self.loop.paused:
+            return
+        self._world.counts["pauses"] += 1
+        self._world.tell(self.name, "is stopped for", round(seconds, 3))
+        self.loop.paused = True
+        self._world.kernel.after(seconds, self.wake, self.loop)
+
+    def wake(self, loop: Loop) -> None:
+        """SIGCONT."""
+        if loop.closed or not loop.paused:
+            return
+        self._world.tell(self.name, "goes on")
+        self.hampered_at = self._world.now
+        sends, self.on_wake = self.on_wake, []
+        for send in sends:
+            send()
+        loop.wake(self._order)
+
+    def _order(self, missed: list[Handle]) -> list[Handle]:
+        """Some loops look at their timers first, others at their sockets."""
+        due = self._world.chance.choice((None, True, False))
+        return missed if due is None else sorted(missed, key=lambda handle: (handle.context is None) is due)
+
+    def stop(self) -> None:
+        """SIGTERM."""
+        if self.alive and self._stopping is not None:
+            self._world.counts["stops"] += 1
+            self._world.tell(self.name, "is told to stop")
+            self.loop.post(self._stopping.stop.set)
+
+    def hurry(self) -> None:
+        """SIGTERM once more."""
+        if self.alive and self._stopping is not None and self._stopping.stop.is_set():
+            self._world.counts["hurries"] += 1
+            self.loop.post(self._stopping.hurry.set)
+
+    def post_to(self, future: "Future[Any]", answer: object) -> None:
+        """An answer arrives for whoever waits for it, if it is still there."""
+        loop: Any = future.get_loop()
+        loop.post(_settle, future, answer)
+
+
+def _settle(future: "Future[Any]", answer: object) -> None:
+    if future.done():
+        return
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
+
+
+@cache
+def _metrics() -> Metrics:
+    return Metrics(EXECUTOR_ID)
+
+
+def _beat(_duty: str, _pause: float) -> None:
+    return

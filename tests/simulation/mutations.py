@@ -1,0 +1,153 @@
+"""Rules of the shipped code, broken on purpose one at a time, to see that the simulation notices."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from executor import claiming, pool
+from executor.claiming import Claims
+from executor.datahub import client
+from executor.datahub.client import DataHub
+from executor.handover import Handover
+from executor.queue.sqs import SqsQueue
+from executor.reporter import Reporter
+from executor.run import Phase
+from executor.settlement import Settlement
+from tests.simulation import processes
+from tests.simulation.world import Outcome, collected_rarely, simulate
+
+Change = tuple[object, str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """What is broken, the rules by which that may be noticed, and what is put in whose place."""
+
+    name: str
+    noticed_by: tuple[str, ...]
+    changes: Sequence[Change]
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Have it broken meanwhile."""
+        with ExitStack() as stack:
+            for owner, attribute, replacement in self.changes:
+                stack.enter_context(patch.object(owner, attribute, replacement))
+            yield
+
+
+def first_breach(mutation: Mutation, seeds: range) -> Outcome | None:
+    """The first schedule that notices."""
+    with mutation.applied(), collected_rarely() as collect:
+        for seed in seeds:
+            outcome = simulate(seed)
+            if outcome.breach is not None:
+                return outcome
+            collect()
+    return None
+
+
+async def _extend_without_asking(self: SqsQueue, delivery: Any) -> None:
+    await checkpoint()
+    delivery.lease_ends = anyio.current_time() + self._visibility
+
+
+async def _settle_in_the_wrong_order(self: Settlement, run: Any, verdict: Any) -> None:
+    run.advance(Phase.SETTLING)
+    with run.settlement:
+        await self._dispose(run.delivery, verdict, run.log)
+        if verdict.status is not None:
+            await self._store(run, verdict.status, verdict)
+    run.advance(Phase.SETTLED)
+
+
+_patch_input: Callable[..., dict[str, Any]] = client._patch_input
+
+
+def _unconditional(write: Any) -> dict[str, Any]:
+    return {**_patch_input(write), "headers": []}
+
+
+async def _nothing(*_: object) -> None:
+    await checkpoint()
+
+
+async def _adopt_anything(self: Reporter) -> None:
+    self.adopt(await self._datahub.stored_state(self.exec_id))
+
+
+async def _all_killed(_: DataHub, exec_ids: Any) -> set[str]:
+    await checkpoint()
+    return set(exec_ids)
+
+
+async def _hand_over_blindly(self: Handover, run: Any) -> None:
+    await self._delete(run.delivery)
+    await self._send(run, run.delivery)
+
+
+def _never_due(*_: object) -> bool:
+    return False
+
+
+async def _not_owned(*_: object) -> bool:
+    await checkpoint()
+    return False
+
+
+def _first_attempt(*_: object) -> tuple[int, tuple[str, ...]]:
+    return 1, ()
+
+
+def _no_effect(*_: object, **__: object) -> None:
+    return
+
+
+TWO, ALIVE, EARLY = "two processes", "ended alive", "deleted too early"
+
+MUTATIONS = (
+    Mutation(
+        "a lease is extended without asking", (TWO, ALIVE), [(SqsQueue, "extend", _extend_without_asking)]
+    ),
+    Mutation("the guard kills too late", (TWO, ALIVE), [(processes, "KILL_MARGIN", -60.0)]),
+    Mutation(
+        "the message is deleted before the end is stored",
+        (EARLY,),
+        [(Settlement, "settle", _settle_in_the_wrong_order)],
+    ),
+    Mutation(
+        "writes are not conditional", ("overwritten", TWO, ALIVE), [(client, "_patch_input", _unconditional)]
+    ),
+    Mutation("a request is claimed whoever owns it", (TWO, ALIVE), [(Claims, "_owned", _not_owned)]),
+    Mutation(
+        "a message that came back proves its owner's death", (TWO, ALIVE), [(Claims, "_watch", _nothing)]
+    ),
+    Mutation("an owner gives no sign of life", (TWO, ALIVE), [(Reporter, "beat_due", _never_due)]),
+    Mutation(
+        "a superseded owner writes on",
+        ("overwritten", TWO, ALIVE, "unfounded"),
+        [(Reporter, "_read_again", _adopt_anything)],
+    ),
+    Mutation(
+        "a run is given back before its process is dead",
+        (ALIVE, TWO),
+        [(processes.SimIngestion, "_end", _nothing)],
+    ),
+    Mutation("a kill is not recorded", (EARLY,), [(DataHub, "write_kill_signal", _nothing)]),
+    Mutation("slots are not given back", ("leaked",), [(pool.Ticket, "give_back", _no_effect)]),
+    Mutation("attempts are not counted", ("too many attempts",), [(claiming, "_attempts", _first_attempt)]),
+    Mutation(
+        "whatever runs is taken for cancelled", ("unfounded",), [(DataHub, "kill_signals", _all_killed)]
+    ),
+    Mutation(
+        "the old message goes before the fresh one is held",
+        (EARLY,),
+        [(Handover, "_hand_over", _hand_over_blindly)],
+    ),
+    Mutation("messages are never let go", ("broken",), [(Settlement, "_dispose", _nothing)]),
+)

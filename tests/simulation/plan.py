@@ -1,0 +1,149 @@
+"""What a seed stands for: the fleet, the requests, how long they take, and which faults come when."""
+
+import random
+from dataclasses import dataclass
+from functools import cache
+
+from executor.settings import Settings, load_settings
+
+EXECUTOR_ID = "remote"
+EPOCH = 1_700_000_000.0  # when the virtual clock starts, seconds
+
+FAULTS = (
+    "crash", "pause", "stop", "hurry", "cut_queue", "cut_datahub", "cut_datahub_all", "cut_queue_all",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Which DataHub this is."""
+
+    conditions: bool = True  # `If-Version-Match` is heeded
+    properties: bool = True  # system metadata properties are kept
+    patches: bool = True  # `patchEntity` is there
+
+    @property
+    def fences(self) -> bool:
+        """Whether a claim can be made by one executor alone."""
+        return self.conditions and self.properties
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request: when it is sent, how, and what its processes do."""
+
+    exec_id: str
+    at: float
+    kind: str  # "request", "reference"
+    twice: float | None = None  # seconds after which it is sent again, as another message
+    killed: float | None = None  # seconds after which it is cancelled
+    kill_by: str = "both"  # "message", "aspect", "both"
+
+
+@dataclass(slots=True)
+class Plan:
+    """Drawn once from the seed; the rest of the seed's chance decides what happens on the way."""
+
+    seed: int
+    lease: int  # visibility time-out, seconds
+    hold_limit: int  # seconds
+    max_workers: int
+    max_attempts: int
+    drain: float  # seconds
+    executors: int
+    server: Server
+    requests: list[Request]
+    faults: list[tuple[float, str, int]]  # when, what, which executor
+    calm: float  # from when on nothing goes wrong any more
+    longest_run: float  # seconds
+    longest_build: float
+    loss: float  # of an answer
+    slow: float  # share of the calls that take long
+    duplicates: float  # share of the receives after which the message is handed out once more
+    stumbles: float  # share of the calls before which the caller is stopped for a while
+    twins: bool  # both handles of a duplicate are valid
+    redrive: int | None  # maxReceiveCount
+    refuses_term: float  # share of the processes that ignore SIGTERM
+
+
+def draw(seed: int) -> Plan:
+    """The plan of a seed."""
+    chance = random.Random(seed)
+    lease = chance.choice((12, 12, 12, 12, 30))
+    executors = chance.choice((2, 2, 2, 3))
+    span = lease * chance.uniform(0.7, 3.0)
+    hold_limit = chance.choice((43_200, 43_200, 43_200, 43_200, 43_200, 43_200, 45, 60))
+    faulty = chance.random() > 0.03
+    kinds = [kind for kind in FAULTS if chance.random() < 0.4] if faulty else []
+    faults = sorted(
+        (chance.uniform(0, span), chance.choice(kinds), chance.randrange(executors))
+        for _ in range(chance.choice((1, 2, 3, 4, 6)) if kinds else 0)
+    )
+    requests = [_request(chance, number, span) for number in range(chance.choice((1, 1, 1, 1, 2)))]
+    weak = chance.random() < 0.08
+    server = Server()
+    if weak:
+        server = Server(
+            conditions=chance.random() < 0.5, properties=chance.random() < 0.5, patches=chance.random() < 0.7
+        )
+    return Plan(
+        seed=seed,
+        lease=lease,
+        hold_limit=hold_limit,
+        max_workers=chance.choice((1, 1, 2)),
+        max_attempts=chance.choice((1, 2, 3)),
+        drain=chance.choice((0.0, lease / 2, 2.0 * lease)),
+        executors=executors,
+        server=server,
+        requests=requests,
+        faults=faults,
+        calm=span,
+        longest_run=_longest_run(chance, lease, hold_limit),
+        longest_build=chance.choice((0.1, 1.0, lease * 1.5)),
+        loss=chance.choice((0.0, 0.02, 0.1)) if faulty else 0.0,
+        slow=chance.choice((0.0, 0.02, 0.1)) if faulty else 0.0,
+        duplicates=chance.choice((0.0, 0.0, 0.2, 0.5)) if faulty else 0.0,
+        stumbles=chance.choice((0.0, 0.0, 0.01, 0.03)) if "pause" in kinds else 0.0,
+        twins=chance.random() < 0.5,
+        redrive=chance.choice((None, None, None, 6)),
+        refuses_term=chance.choice((0.0, 0.3)),
+    )
+
+
+def _longest_run(chance: random.Random, lease: int, hold_limit: int) -> float:
+    if hold_limit < 43_200:  # long enough for a hand-over or two
+        return 2.5 * hold_limit
+    return lease * chance.choice((0.05, 0.3, 1.0, 1.0, 2.0, 4.0))
+
+
+def _request(chance: random.Random, number: int, span: float) -> Request:
+    return Request(
+        exec_id=f"run-{number}",
+        at=chance.uniform(0.0, span / 4),
+        kind="reference" if chance.random() < 0.2 else "request",
+        twice=chance.uniform(0.0, span) if chance.random() < 0.25 else None,
+        killed=chance.uniform(0.0, span) if chance.random() < 0.25 else None,
+        kill_by=chance.choice(("message", "aspect", "both")),
+    )
+
+
+def settings_of(plan: Plan) -> Settings:
+    """The settings of a plan's executors."""
+    return _settings(plan.lease, plan.hold_limit, plan.max_workers, plan.max_attempts, plan.drain)
+
+
+@cache
+def _settings(lease: int, hold_limit: int, workers: int, attempts: int, drain: float) -> Settings:
+    return load_settings(
+        {
+            "DATAHUB_GMS_URL": "http://datahub.simulated.example",
+            "DATAHUB_EXECUTOR_QUEUE": "https://sqs.eu-central-1.amazonaws.com/123456789012/queue",
+            "DATAHUB_EXECUTOR_POOL_ID": EXECUTOR_ID,
+            "DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT": str(lease),
+            "DATAHUB_EXECUTOR_INGESTION_SIGNAL_POLL_INTERVAL": str(lease / 3),
+            "DATAHUB_EXECUTOR_MESSAGE_HOLD_LIMIT": str(hold_limit),
+            "DATAHUB_EXECUTOR_INGESTION_MAX_WORKERS": str(workers),
+            "DATAHUB_EXECUTOR_MAX_ATTEMPTS": str(attempts),
+            "DATAHUB_EXECUTOR_DRAIN_TIMEOUT": str(drain),
+        }
+    )

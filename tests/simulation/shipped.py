@@ -1,0 +1,88 @@
+"""What the shipped code takes from its surroundings, while a schedule runs: its log, its chance, anyio's scopes."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from anyio._backends import _asyncio as backend
+
+from executor import backoff, consumer, heartbeat
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+# Events that tell of a defect: an exception that only the edge of a run caught.
+DEFECTS = frozenset({"run_failed_internally", "settling_failed_internally"})
+
+
+class Scope(backend.CancelScope):
+    """A cancel scope that hashes the same in every process: scopes are cancelled in the order of a set."""
+
+    __slots__ = ("number",)
+    numbers = count()
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.number = next(Scope.numbers)
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+class Log:
+    """The shipped code's log: part of the story, and the witness of defects."""
+
+    world: "World | None" = None
+
+    def __init__(self, _logger: object, processors: object, context: Any) -> None:
+        del processors
+        self._context = context
+
+    def bind(self, **values: object) -> "Log":
+        return Log(None, None, {**self._context, **values})
+
+    def _log(self, event: str, **values: object) -> None:
+        if self.world is not None and self.world.recorded:
+            shown = {key: value for key, value in {**self._context, **values}.items() if value is not None}
+            self.world.tell("  log", event, *(f"{key}={value}" for key, value in shown.items()))
+
+    debug = info = warning = error = _log
+
+    def exception(self, event: str, **values: object) -> None:
+        self._log(event, **values)
+        if self.world is not None and event in DEFECTS:
+            import sys
+            import traceback
+
+            self.world.tell("  log", traceback.format_exc())
+            self.world.checks.broken(f"{event}: {sys.exc_info()[1]!r}")
+
+
+@contextmanager
+def prepared(world: "World") -> Iterator[None]:
+    """Have log, chance and scopes be those of a schedule."""
+    configuration = structlog.get_config()
+    structlog.configure(wrapper_class=Log, processors=[], cache_logger_on_first_use=False)  # type: ignore[arg-type]
+    Log.world = world
+    Scope.numbers = count()
+    scope, backend.CancelScope = backend.CancelScope, Scope  # type: ignore[misc]
+
+    class Backoff(backoff.Backoff):
+        def __init__(
+            self, first: float = 0.2, longest: float = 20.0, draw: random.Random = world.chance
+        ) -> None:
+            super().__init__(first, longest, draw)
+
+    for module in (consumer, heartbeat):
+        setattr(module, "Backoff", Backoff)  # noqa: B010 - they import it
+    try:
+        yield
+    finally:
+        for module in (consumer, heartbeat):
+            setattr(module, "Backoff", backoff.Backoff)  # noqa: B010
+        backend.CancelScope = scope  # type: ignore[misc]
+        Log.world = None
+        structlog.configure(**configuration)
