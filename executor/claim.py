@@ -117,7 +117,9 @@ class Standing(Enum):
 def standing(claim: Claim, delivery: Delivery) -> Standing:
     """How `delivery` stands to the claim that DataHub knows of."""
     # Earlier releases' claims name no message: that somebody has lost this one before has to do for them.
-    message_id, receives = (claim.message_id, claim.receives) if claim.message_id else (delivery.message_id, 1)
+    message_id, receives = (
+        (claim.message_id, claim.receives) if claim.message_id else (delivery.message_id, 1)
+    )
     if delivery.message_id == message_id and delivery.receive_count > receives:
         return Standing.RETURNED
     return Standing.FRESH if delivery.sent_by == claim.owner else Standing.OTHER

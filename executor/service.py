@@ -1,5 +1,6 @@
 """Builds the parts, starts them in one task group, and drains them on a signal."""
 
+import errno
 import gc
 import os
 import random
@@ -23,6 +24,7 @@ from executor.datahub_secrets import DataHubSecretStore
 from executor.ingestion.environment import sensitive_values
 from executor.ingestion.ingest import open_ingestion
 from executor.ingestion.masking import Masker, MaskRegistry
+from executor.lack import reason
 from executor.operations.health import Health, serve_http
 from executor.operations.logging import configure_logging
 from executor.operations.metrics import Metrics
@@ -195,6 +197,9 @@ def _prepare_work_dir(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:  # what runs left behind is removed next
+            log.warning("disk_full", folder=str(folder), reason=reason(error))
+            return
         raise StartError(
             f"the work folder {folder} can't be written to ({error.strerror}): set DATAHUB_EXECUTOR_WORK_DIR to "
             "one that can"

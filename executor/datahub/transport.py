@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from executor import lack
 from executor.datahub.answers import WAIT_AND_SEE, GraphQLAnswer
 from executor.datahub.errors import (
     DataHubError,
@@ -115,7 +116,7 @@ class Transport:
             away = isinstance(error, httpx.ConnectTimeout)
             raise (UnreachableError if away else DataHubUnavailableError)(words, "timeout") from error
         except httpx.HTTPError as error:
-            words = str(error) or type(error).__name__
+            words = lack.behind(error) or str(error) or type(error).__name__
             raise UnreachableError(
                 f"DataHub could not be reached at {self._client.base_url.netloc.decode()} ({words}): check "
                 "DATAHUB_GMS_URL, and that the network lets us through"

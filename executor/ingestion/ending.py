@@ -6,9 +6,9 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from executor.ingestion.lack import FILES, SPACE
 from executor.ingestion.output import in_units
 from executor.ingestion.process import Exit
+from executor.lack import FILES, SPACE
 
 _CLI_ERROR = 1  # the CLI's exit code for a run with failures, or a recipe that it does not accept
 _USAGE_ERROR = 2

@@ -14,7 +14,6 @@ from anyio import to_thread
 from executor.ingestion.ending import Ending, cause, describe
 from executor.ingestion.environment import run_environment, sensitive_values
 from executor.ingestion.guard import Guard, open_guard
-from executor.ingestion.lack import reason
 from executor.ingestion.masking import Masker, MaskRegistry
 from executor.ingestion.output import OutputBuffer, in_units
 from executor.ingestion.process import Command, Exit, ProcessStartError, run_process
@@ -29,6 +28,7 @@ from executor.ingestion.secrets import (
 )
 from executor.ingestion.tool import guarded_by
 from executor.ingestion.venv import Venv, VenvCache, VenvError, venv_spec
+from executor.lack import reason
 from executor.lease import Lease
 from executor.requests import ExecutionRequest, TaskName
 from executor.settings import Settings

@@ -14,10 +14,10 @@ import anyio
 
 from executor.ingestion.cgroup import oom_kills
 from executor.ingestion.guard import Guard, GuardError, Watch
-from executor.ingestion.lack import reason
 from executor.ingestion.marks import marked
 from executor.ingestion.members import Member, members_of
 from executor.ingestion.pipes import Pipes
+from executor.lack import reason
 from executor.lease import Lease, LeaseEndedError
 
 TERMINATION_GRACE = 10.0  # seconds between SIGTERM and SIGKILL

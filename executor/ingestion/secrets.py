@@ -9,6 +9,7 @@ from typing import Protocol
 from anyio import to_thread
 
 from executor.ingestion.references import SecretReferences
+from executor.lack import reason
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,255}", re.ASCII)
 
@@ -80,8 +81,8 @@ class FileSecretStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
-            reason = getattr(error, "strerror", None) or "its links lead in a circle"
-            raise SecretError(f"the secret file {path} can't be read: {reason}") from None
+            why = reason(error) if isinstance(error, OSError) else "its links lead in a circle"
+            raise SecretError(f"the secret file {path} can't be read: {why}") from None
         if len(data) > self._maxlen:
             raise SecretError(
                 f"the secret {path.name} is larger than {self._maxlen:,} bytes: "

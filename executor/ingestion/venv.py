@@ -17,7 +17,6 @@ from typing import Self
 import anyio
 from anyio.abc import TaskGroup
 
-from executor.ingestion.lack import reason
 from executor.ingestion.tool import RunTool, run_tool
 from executor.ingestion.venv_build import Log, Uv, installed_version, say
 from executor.ingestion.venv_spec import (
@@ -31,6 +30,7 @@ from executor.ingestion.venv_spec import (
     venv_spec,
 )
 from executor.ingestion.venv_store import Venv, VenvStore
+from executor.lack import reason
 
 __all__ = ["Venv", "VenvCache", "VenvError", "VenvSpec", "venv_spec"]
 

@@ -16,6 +16,7 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
+from executor import lack
 from executor.queue.delivery import LeaseLostError, QueueDeniedError, QueueError
 
 _NOT_PERMITTED = {"AccessDenied", "AccessDeniedException"}
@@ -107,7 +108,7 @@ def _plain(code: object) -> str:
 
 
 def _text(error: Exception) -> str:
-    text = str(error) or type(error).__name__
+    text = lack.behind(error) or str(error) or type(error).__name__
     return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
 
 

@@ -25,6 +25,7 @@ from tests.integration.service import PATIENT, Site
 
 SHORT_LEASE = {"DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT": "10"}
 OPENAPI = "/openapi/v3/entity/datahubexecutionrequest"
+SIGN_OF_LIFE = 2000  # bytes at most of a write that says no more than that its owner lives
 BATCH_GET = f"{OPENAPI}/batchGet"
 # Prints lines as the test asks for them, then ends as it was told.
 TALKATIVE = """
@@ -180,8 +181,6 @@ async def test_a_chatty_run_costs_a_bounded_number_of_bytes(site: Site) -> None:
         earned = (next_one.monotonic - one.monotonic + 0.5) * BYTES_PER_MINUTE / 60
         assert one.request_bytes <= max(earned, SHORTEST_INTERVAL * BYTES_PER_MINUTE / 60)
     assert max(call.request_bytes for call in pushed) > 100_000, "the log was large"
-
-SIGN_OF_LIFE = 2000  # bytes at most of a write that says no more than that its owner lives
 
 
 @pytest.mark.parametrize("generation", ["no_patch_entity", "no_force_generic_patch"])

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from executor.ingestion.lack import reason
+from executor.lack import behind, reason
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,11 @@ def test_where_nothing_is_lacking_the_given_way_out_is_named() -> None:
 
 def test_an_error_without_a_number_has_its_text() -> None:
     assert reason(OSError("odd")) == "odd"
+
+
+def test_a_lack_behind_a_failed_connection_is_found() -> None:
+    lack = OSError(errno.EMFILE, "Too many open files")
+    failed = ConnectionError("could not connect")
+    failed.__cause__ = lack
+    assert (behind(failed) or "").startswith("Too many open files: give the executor a higher limit")
+    assert behind(ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")) is None

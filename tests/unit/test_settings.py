@@ -60,6 +60,7 @@ def test_every_setting_is_read_from_its_own_variable() -> None:
         DATAHUB_EXECUTOR_INGESTION_MAX_WORKERS="32",
         DATAHUB_EXECUTOR_INGESTION_SIGNAL_POLL_INTERVAL="0.5",
         DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT="43200",
+        DATAHUB_EXECUTOR_MESSAGE_HOLD_LIMIT="600",
         DATAHUB_EXECUTOR_TASK_TIMEOUT="60",
         DATAHUB_EXECUTOR_MAX_ATTEMPTS="1",
         DATAHUB_EXECUTOR_DRAIN_TIMEOUT="0",
@@ -77,6 +78,7 @@ def test_every_setting_is_read_from_its_own_variable() -> None:
     assert settings.max_workers == 32
     assert settings.signal_poll_interval == 0.5
     assert settings.visibility_timeout == 43200
+    assert settings.message_hold_limit == 600
     assert settings.task_timeout == 60
     assert settings.max_attempts == 1
     assert settings.drain_timeout == 0
@@ -86,6 +88,16 @@ def test_every_setting_is_read_from_its_own_variable() -> None:
     assert settings.file_secret_basedir == Path("/secrets")
     assert settings.file_secret_maxlen == 100
     assert settings.metrics_port == 0
+
+
+@pytest.mark.parametrize(
+    ("lease", "hidden"), [(10, 8), (12, 10), (60, 50), (120, 100), (600, 580), (43200, 43180)]
+)
+def test_a_lease_is_a_hidden_message_and_a_time_to_look_for_the_owner(lease: int, hidden: int) -> None:
+    settings = load(DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT=str(lease))
+    assert settings.message_visibility == hidden
+    assert settings.message_visibility + settings.proof_period == lease
+    assert 2 * settings.beat_interval < settings.proof_period
 
 
 @pytest.mark.parametrize(

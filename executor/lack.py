@@ -22,3 +22,13 @@ def reason(error: OSError, otherwise: str | None = None) -> str:
     why = error.strerror or str(error)
     way_out = _WAYS_OUT.get(error.errno or 0, otherwise)
     return f"{why}: {way_out}" if way_out else why
+
+
+def behind(error: BaseException) -> str | None:
+    """The lack that a failed connection goes back to, in words: libraries say only that they could not connect."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:
+            return reason(seen)
+        seen = seen.__cause__ or seen.__context__
+    return None
