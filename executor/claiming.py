@@ -17,12 +17,12 @@ from executor.datahub.errors import (
 )
 from executor.datahub.state import RunState, StateWrite, Status, StoredState
 from executor.run import Run
-from executor.settlement import Disposal, Verdict
+from executor.settlement import GIVE_BACK_DELAY, Disposal, Verdict
 
 PATIENCE = 1800.0  # seconds that a request waits for DataHub, its lease held, before it is given back
-GIVE_BACK_DELAY = 30.0  # seconds until a request that DataHub's absence kept from starting is tried again
 DUPLICATE_DELAY = 60.0  # seconds until a second message for a run that is under way is offered again
 LONGEST_DUPLICATE_DELAY = 3600.0  # seconds
+RETURNED_DELAY = 5  # proof periods, about a lease: this may be the very message that the owner holds
 LOOKS = 8  # at an owner that may be gone, within the time in which a living one writes
 
 Answer = TypeVar("Answer")
@@ -108,14 +108,15 @@ class Claims:
         if stands is Standing.RETURNED:
             news = await self._watch(run, claim)
             if news is not None and _owns(news, claim.owner):
-                return _held_elsewhere(run, claim)
+                times = run.delivery.receive_count - claim.receives
+                return _held_elsewhere(run, claim, duplicate_delay(times, self.proof_period * RETURNED_DELAY))
             return news is not None
         if self.observations.gone(run.exec_id, claim, anyio.current_time()):
             return False
         if stands is Standing.FRESH and self.datahub.patches:
             passed_on = await self._pass_on(run, stored, claim)
             return Verdict(None, "its owner is told of this message", Disposal.LEAVE) if passed_on else True
-        return _held_elsewhere(run, claim)
+        return _held_elsewhere(run, claim, duplicate_delay(run.delivery.receive_count))
 
     async def _watch(self, run: Run, claim: Claim) -> StoredState | None:
         """What the owner, or somebody else, wrote while we looked; None: nothing, so that the owner is gone.
@@ -165,12 +166,12 @@ class Claims:
         )
 
 
-def duplicate_delay(receive_count: int) -> float:
+def duplicate_delay(receive_count: int, first: float = DUPLICATE_DELAY) -> float:
     """Seconds until a second message for a run that is under way is offered again.
 
     Longer from time to time, as each receive brings it nearer to the dead-letter queue.
     """
-    return min(LONGEST_DUPLICATE_DELAY, DUPLICATE_DELAY * (1 << min(max(receive_count - 1, 0), 10)))
+    return min(LONGEST_DUPLICATE_DELAY, first * (1 << min(max(receive_count - 1, 0), 10)))
 
 
 def away() -> Verdict:
@@ -184,8 +185,7 @@ def already_ended(run: Run) -> Verdict:
     return Verdict(None, "it had already ended")
 
 
-def _held_elsewhere(run: Run, claim: Claim) -> Verdict:
-    delay = duplicate_delay(run.delivery.receive_count)
+def _held_elsewhere(run: Run, claim: Claim, delay: float) -> Verdict:
     run.log.info("runs_elsewhere", owner=claim.owner, host=claim.host, again_in=delay)
     return Verdict(None, "another executor runs it", Disposal.RELEASE, delay)
 

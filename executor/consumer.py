@@ -24,6 +24,7 @@ from executor.queue.sqs import SqsQueue
 from executor.run import ActiveRuns, Run, StopReason
 
 SIGNAL_DELAY = 5.0  # seconds until a kill that could not be passed on is tried again
+LOST_DELAY = 1.0  # seconds until a message is offered again whose run here is being ended for its lease
 LAST_RECEIVE_SPARE = 2.0  # seconds beyond its own wait that a receive under way at the stop is given
 LONGEST_PAUSE = 2.0  # seconds between receives of a server that doesn't wait for messages
 LAST_RELEASE_TIMEOUT = 5.0  # seconds to give back what came while the service was stopping
@@ -171,12 +172,15 @@ class Consumer:
 
     def _start_twice(self, held: Run, delivery: Delivery, runs: TaskGroup) -> None:
         """Go on with the run that there is."""
-        if held.stop_reason is not StopReason.LEASE_LOST and delivery.message_id == held.delivery.message_id:
+        lost = held.stop_reason is StopReason.LEASE_LOST
+        if not lost and delivery.message_id == held.delivery.message_id:
             # The same message once more: its new receipt handle has taken the place of the old one.
             held.log.info("message_came_again", message_id=delivery.message_id)
             held.hold(delivery)
-        elif held.stop_reason is not StopReason.LEASE_LOST and delivery.message_id == held.successor_id:
+        elif not lost and delivery.message_id == held.successor_id:
             held.succeed(delivery)
+        elif lost:  # its processes are being ended: then it may start again
+            runs.start_soon(self._release, delivery, LOST_DELAY)
         else:
             held.log.info("duplicate_held_back", message_id=delivery.message_id)
             runs.start_soon(self._release, delivery, duplicate_delay(delivery.receive_count))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import anyio
 
-from executor.claiming import GIVE_BACK_DELAY, PATIENCE, Claims, already_ended, away
+from executor.claiming import PATIENCE, Claims, already_ended, away
 from executor.datahub.client import DataHub
 from executor.datahub.errors import DataHubRefusedError
 from executor.datahub.state import Status
@@ -14,7 +14,7 @@ from executor.operations.metrics import Metrics
 from executor.pool import Ticket
 from executor.requests import ExecutionRequest, MalformedMessage, request_from_input
 from executor.run import ActiveRuns, Phase, Run, StopReason
-from executor.settlement import Disposal, Settlement, Verdict
+from executor.settlement import GIVE_BACK_DELAY, Disposal, Settlement, Verdict
 
 SLOTS_FIRST = (
     0.01  # seconds: beside other runs, asking for what may start next goes before telling what ended
@@ -72,7 +72,7 @@ class Executor:
             run.advance(Phase.CLAIMING)
             verdict = _failure(malformed) if malformed else await self._look_up(run, ticket)
             if verdict is not None:
-                return await self._unless_owned(run, verdict)
+                return verdict
             verdict = await self.claims.claim(run)
             if verdict is None:
                 with anyio.move_on_after(self.task_timeout):
@@ -91,10 +91,6 @@ class Executor:
             words = "This executor failed on the run: a defect, described in its own log."
             return Verdict(Status.FAILURE, words)
         return verdict
-
-    async def _unless_owned(self, run: Run, verdict: Verdict) -> Verdict:
-        """The verdict, unless somebody else works on the request, or it has ended."""
-        return verdict if verdict.status is None else await self.claims.objection(run) or verdict
 
     async def _look_up(self, run: Run, ticket: Ticket) -> Verdict | None:
         """Read the request that a reference names, and take the weight that it asks for."""

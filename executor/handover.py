@@ -15,7 +15,7 @@ from executor.queue.sqs import SqsQueue
 from executor.run import ActiveRuns, Phase, Run
 
 BEGIN_AT = 1 / 2  # of the time that the queue hides a message: a fresh one may wait behind many others
-FINISH_BEFORE = LAST_MOMENTS + 3.0  # seconds before the old message is shown, or its run would be ended
+FINISH_BEFORE = 3.0  # seconds before the old message's last moments, in which its run would be ended
 SWEEP_SHARE = 1 / 4  # of a visibility time-out: how often a full executor looks for the fresh message itself
 LONGEST_SWEEP = 20  # receives
 RELEASE_TIMEOUT = 5.0  # seconds to show again what a sweep has found besides
@@ -54,12 +54,13 @@ class Handover:
                     else:
                         self._under_way.add(run.exec_id)
                         tasks.start_soon(self._hand_over, run)
+                        wake = min(wake, now + self.visibility / 4)
                 await self.active.changed(wake - now)
 
     async def _hand_over(self, run: Run) -> None:
         old = run.delivery
         try:
-            with anyio.CancelScope(deadline=old.hold_ends - FINISH_BEFORE):
+            with anyio.CancelScope(deadline=old.hold_ends - self._finish_before):
                 await self._send(run, old)
                 await self._receive(run)
                 await self._record(run)
@@ -78,12 +79,17 @@ class Handover:
         finally:
             self._under_way.discard(run.exec_id)
 
+    @property
+    def _finish_before(self) -> float:
+        return min(LAST_MOMENTS, self.visibility / 3) + min(FINISH_BEFORE, self.visibility / 8)
+
     async def _send(self, run: Run, old: Delivery) -> None:
         backoff = self.backoff()
+        claim = run.reporter.claim
+        group = f"{claim.owner}.{claim.beat}"  # one that nobody else uses; sent once more, it is the same message
         while run.successor_id is None:
-            group = f"{run.exec_id}.{run.reporter.claim.owner}.{run.reporter.claim.beat}"
             try:
-                run.successor_id = await self.queue.send(old.body, group, sent_by=run.reporter.claim.owner)
+                run.successor_id = await self.queue.send(old.body, group, sent_by=claim.owner)
             except QueueError as error:
                 run.log.warning("handover_delayed", reason=str(error), permission="sqs:SendMessage")
                 await backoff.wait()

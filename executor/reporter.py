@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import anyio
 
@@ -59,8 +60,10 @@ class Reporter:
         self._quiet_until = 0.0
         self._asked_at = 0.0  # monotonic, seconds: when the write under way began
         self._written_at = 0.0  # when the last one began that was stored
-        self._writing = claim  # what the write under way says
+        self._writing_claim = claim
+        self._writing: StateWrite | None = None  # the write under way, or the last one
         self._written_claim: Claim | None = None
+        self._fields: dict[str, Any] = {}  # of the state, as this claim has stored them
         self._news = anyio.Event()
 
     def begin_attempt(self, attempt: int, ended: tuple[str, ...]) -> None:
@@ -79,6 +82,11 @@ class Reporter:
         """Build on what was read: the next write goes through only if nobody wrote in between."""
         self._version, self._certain, self._adopted = stored.version, True, True
 
+    @property
+    def adopted(self) -> bool:
+        """Whether somebody has looked at what is stored, and decided that it may be written over."""
+        return self._adopted
+
     async def store(self, state: RunState) -> None:
         """Write until it is stored, waiting out outages; cancel it to give up.
 
@@ -92,8 +100,8 @@ class Reporter:
             backoff = self._backoff()
             while True:
                 try:
-                    if not self._certain:
-                        await self._read_again()
+                    if not self._certain and await self._read_again() and self._is_last(state):
+                        return
                     write = self._write(state)
                     [error] = await self._datahub.write_states([write])
                     self._note(error)
@@ -164,7 +172,8 @@ class Reporter:
         """Whether the outcome of the last write is known."""
         return self._certain
 
-    async def _read_again(self) -> None:
+    async def _read_again(self) -> bool:
+        """Learn the version anew; whether the last write was stored, though nobody said so."""
         stored = await self._datahub.stored_state(self.exec_id)
         claim = Claim.of(stored)
         ours = claim is not None and claim.owner == self.claim.owner
@@ -174,21 +183,31 @@ class Reporter:
             raise SupersededError("the run was claimed by somebody else")
         if self._adopted and not self._written and not ours and stored.version != self._version:
             raise VersionConflictError("the run's state was written by somebody else meanwhile")
+        arrived = ours and claim is not None and claim.beat == self.claim.beat
         if ours and claim is not None:
             self._offer = claim.offer
-            if claim.beat == self.claim.beat:  # it was stored, though nobody said so
-                self._stored()
+        if arrived:
+            self._stored()
         self.adopt(stored)
         self._announce()
+        return arrived
+
+    def _is_last(self, state: RunState) -> bool:
+        return self._writing is not None and self._writing.state is state
 
     def _write(self, state: RunState) -> StateWrite:
         self._asked_at = anyio.current_time()
         self._certain = False  # in doubt, too, if we are cancelled
-        self.claim = self._writing = replace(self.claim, beat=self.claim.beat + 1)
-        return StateWrite(self.exec_id, state, self._version, self.claim.properties())
+        self.claim = self._writing_claim = replace(self.claim, beat=self.claim.beat + 1)
+        self._writing = StateWrite(self.exec_id, state, self._version, self.claim.properties())
+        return self._writing
 
-    def _stored(self) -> None:
-        self._written, self._written_at, self._written_claim = True, self._asked_at, self._writing
+    def _stored(self) -> bool:
+        """Note that the last write was stored; whether it changed anything."""
+        self._written, self._written_at, self._written_claim = True, self._asked_at, self._writing_claim
+        before, fields = self._fields, self._writing.state.aspect() if self._writing else {}
+        self._fields = before | fields
+        return self._fields != before
 
     def _announce(self) -> None:
         self._news.set()
@@ -197,9 +216,10 @@ class Reporter:
     def _note(self, error: DataHubError | None) -> None:
         self._certain = not isinstance(error, DataHubUnavailableError | VersionConflictError)
         if error is None:
-            self._stored()
+            changed = self._stored()
             self._announce()
-            if self._version is not None:
+            # Only a write that changed something makes a new version (contract, section 3).
+            if changed and self._version is not None:
                 self._version = 1 if self._version == ABSENT_VERSION else self._version + 1
 
 

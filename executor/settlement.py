@@ -1,6 +1,6 @@
 """How a run is settled: its end stored in DataHub, then its message let go."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -16,6 +16,7 @@ from executor.queue.sqs import SqsQueue
 from executor.reporter import SupersededError
 from executor.run import Phase, Run
 
+GIVE_BACK_DELAY = 30.0  # seconds until a request that DataHub kept from starting is tried again
 LAST_WRITE_TIMEOUT = 3.0  # seconds for `UP_FOR_RETRY`: what stops the service does not wait for long
 
 
@@ -43,6 +44,7 @@ class Settlement:
     """Settles runs."""
 
     queue: SqsQueue
+    objection: Callable[[Run], Awaitable[Verdict | None]]  # `Claims.objection`
     metrics: Metrics
     backoff: Callable[[], Backoff]
 
@@ -51,6 +53,8 @@ class Settlement:
         run.advance(Phase.SETTLING)
         began = anyio.current_time()
         with run.settlement:
+            if verdict.status is not None and not run.reporter.adopted:
+                verdict = await self._unless_owned(run, verdict)
             if verdict.status is not None:
                 verdict = await self._store(run, verdict.status, verdict)
             await self._dispose(run.delivery, verdict, run.log)
@@ -60,6 +64,14 @@ class Settlement:
         if run.settlement.cancelled_caught:
             verdict = Verdict(None, "the lease was lost before its end was stored", Disposal.LEAVE)
         self._account(run, verdict, anyio.current_time() - began)
+
+    async def _unless_owned(self, run: Run, verdict: Verdict) -> Verdict:
+        """The verdict, unless somebody else works on the request, or it has ended."""
+        try:
+            return await self.objection(run) or verdict
+        except DataHubRefusedError as error:
+            run.log.error("claim_refused", reason=str(error))  # noqa: TRY400 - its words are all there is
+            return Verdict(None, str(error), Disposal.RELEASE, GIVE_BACK_DELAY)
 
     async def _store(self, run: Run, status: Status, verdict: Verdict) -> Verdict:
         """Store the end. What came of it is the verdict that the message is treated by."""

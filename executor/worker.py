@@ -85,13 +85,14 @@ class Worker:
             background.cancel_scope.cancel()
 
     def _consumer(self, queue: SqsQueue, datahub: DataHub, ingestion: Ingestion) -> Consumer:
+        claims = self._claims(datahub)
         executor = Executor(
             datahub=datahub,
             ingestion=ingestion,
-            settlement=Settlement(queue, self._metrics, self._backoff),
+            settlement=Settlement(queue, claims.objection, self._metrics, self._backoff),
             active=self.active,
             metrics=self._metrics,
-            claims=self._claims(datahub),
+            claims=claims,
             task_timeout=self._settings.task_timeout,
         )
         log.info("consuming", queue=queue.url, max_workers=self._settings.max_workers)
@@ -146,10 +147,14 @@ class Worker:
             request=request, executor_id=self._settings.pool_id, host=self._host, clock=self._clock
         )
         claim = Claim(self._token(), 0, delivery.message_id, delivery.receive_count, self._host)
-        reporter = Reporter(datahub, exec_id, claim, self._backoff, self._settings.beat_interval)
+        reporter = Reporter(datahub, exec_id, claim, self._write_backoff, self._settings.beat_interval)
         return Run(
             exec_id, delivery, journal, reporter, log.bind(exec_id=exec_id, source_type=None, attempt=None)
         )
+
+    def _write_backoff(self) -> Backoff:
+        # After an outage the owner must be heard within a proof period, an end that waits to be stored included.
+        return Backoff(longest=self._settings.proof_period / 4, draw=self._chance)
 
     def _backoff(self) -> Backoff:
         return Backoff(draw=self._chance)

@@ -15,13 +15,14 @@ Rules, by the names that a breach is reported under:
 * `too many attempts`: at most `max_attempts` + 1 processes of a request.
 * `broken`: no exception reaches the edge of a run, of a loop, or of the service.
 
-A server that ignores conditions, or keeps no properties, can't tell claims apart. There the rules about two
-processes, overwriting, causes and attempts hold only for a request that was delivered by one message, one copy at a
-time.
+A server that ignores conditions, or keeps no properties, can't tell claims apart; one without patches is told of an
+owner's life too seldom. There the rules about two processes, overwriting, causes and attempts hold only for a request
+that was delivered by one message, one copy at a time.
 
-One hole is known, and counted apart: a second copy of a message, its handle valid beside the first one's, reaches
-an executor while the owner can't tell DataHub that it lives, being stopped or cut off. Nobody can tell that from
-its death.
+One hole is known, and counted apart. While the owner's lease lasts, a second copy of a message, its handle valid
+beside the first one's, reaches an executor while the owner can't tell DataHub that it lives, being stopped or cut
+off; or the copy's handle replaces the first one while the owner is stopped, so that it can't notice. Nobody can
+tell that from its death.
 """
 
 from collections.abc import Callable
@@ -52,6 +53,8 @@ class Record:
     unbuilt: bool = False
     many: bool = False  # more than one message, or copy, of it was there
     twinned: bool = False  # two handles of one message were valid
+    duplicated: bool = False  # a hidden message was handed out once more
+    attempts: int = 0  # the highest number that was stored
     ended: bool = False  # a terminal status was stored
 
     def alive(self) -> "list[SimProcess]":
@@ -80,6 +83,11 @@ class Checks:
         record = self.records[exec_id]
         record.twinned = record.many = True
 
+    def duplicated(self, exec_id: str) -> None:
+        """A hidden message is handed out once more."""
+        record = self.records[exec_id]
+        record.duplicated = record.many = True
+
     def many(self, exec_id: str) -> None:
         """There is more than one message, or receive at a time, of it."""
         self.records[exec_id].many = True
@@ -95,7 +103,7 @@ class Checks:
         if record.processes:
             world.counts["takeovers"] += 1
         record.processes.append(process)
-        if alive and not self._excused(record, alive[0].executor):
+        if alive and not self._excused(record, alive[0]):
             self._breach(
                 "two processes", f"{exec_id}: of {alive[0].executor.name} and {process.executor.name}"
             )
@@ -116,6 +124,8 @@ class Checks:
         """A state of a request was stored."""
         record = self.records[exec_id]
         record.ended = record.ended or after in TERMINAL
+        attempt = properties.get("executorAttempt", "0")
+        record.attempts = max(record.attempts, int(attempt))
         if after == "RUNNING":
             record.claims.add(properties.get("executorRun", executor.name))
         if self._tells_apart(record):
@@ -124,7 +134,7 @@ class Checks:
             if reason := self._unfounded(record, after):
                 self._breach("unfounded", f"{exec_id}: {after} of {executor.name}, {reason}")
         alive = record.alive()
-        if after != "RUNNING" and alive and not self._excused(record, alive[0].executor):
+        if after != "RUNNING" and alive and not self._excused(record, alive[0]):
             self._breach(
                 "ended alive", f"{exec_id}: {after} of {executor.name}, {alive[0].executor.name} runs it"
             )
@@ -157,14 +167,18 @@ class Checks:
     def _tells_apart(self, record: Record) -> bool:
         return self._world.plan.server.fences or not record.many
 
-    def _excused(self, record: Record, owner: "SimExecutor") -> bool:
+    def _excused(self, record: Record, process: "SimProcess") -> bool:
         if not self._tells_apart(record):
             self._world.counts["excused: a server that can't tell claims apart"] += 1
             return True
+        if self._world.now > process.lease.ends:
+            return False
+        owner = process.executor
         window = settings_of(self._world.plan).proof_period + HOLE_SLACK
         cut = self._world.network.is_cut(owner.index, "datahub")
         hampered = owner.loop.paused or cut or self._world.now - owner.hampered_at <= window
-        if record.twinned and hampered:
+        stopped = owner.loop.paused or self._world.now - owner.woke_at <= window
+        if (record.twinned and hampered) or (record.duplicated and stopped):
             self._world.counts["excused: the known hole"] += 1
             return True
         return False
@@ -178,7 +192,7 @@ class Checks:
                     record.unbuilt
                     or not self._world.plan.server.properties  # there the queue's count of receives decides
                     or any(p.returncode == 1 for p in record.processes)
-                    or len(record.claims) > self._world.plan.max_attempts
+                    or max(len(record.claims), record.attempts) > self._world.plan.max_attempts
                 ),
                 "nothing failed",
             ),

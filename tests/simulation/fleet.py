@@ -32,6 +32,7 @@ class SimExecutor:
         self.alive = False
         self.processes: list[SimProcess] = []
         self.on_wake: list[Callable[[], None]] = []
+        self.woke_at = -1000.0  # when it last was continued
         self.hampered_at = -1000.0  # when it last failed to reach DataHub, or stood still
         self.worker: Worker | None = None
         self._world = world
@@ -127,7 +128,7 @@ class SimExecutor:
         if loop.closed or not loop.paused:
             return
         self._world.tell(self.name, "goes on")
-        self.hampered_at = self._world.now
+        self.hampered_at = self.woke_at = self._world.now
         sends, self.on_wake = self.on_wake, []
         for send in sends:
             send()

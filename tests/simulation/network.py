@@ -13,6 +13,7 @@ Serve = Callable[[Reply], None]
 
 FASTEST, USUAL = 0.003, 0.05  # seconds, one way
 SLOW = 12.0  # seconds, the mean of a slow call's one way
+GIVEN_UP_AFTER = 5.0  # seconds that a progress write waits for its answer
 CONNECT_LIMIT = 5.0  # seconds, of both clients
 ANSWER_LIMIT = 30.0  # seconds
 
@@ -104,7 +105,10 @@ class _Call:
         if self.network.is_cut(self.executor.index, self.server):
             self._unconnected()
         else:
-            kernel.after(self.network.latency(), self._arrive)
+            latency = self.network.latency()
+            if latency > 1:
+                self._hampered(min(kernel.now + latency, kernel.now + GIVEN_UP_AFTER))
+            kernel.after(latency, self._arrive)
 
     def _unconnected(self) -> None:
         _, silent = self.network._cut_until[self.executor.index, self.server]
@@ -129,6 +133,7 @@ class _Call:
 
     def _lost(self, *, effect: bool) -> None:
         self.world.counts["answers lost after the effect" if effect else "calls lost"] += 1
+        self._hampered(self.world.now + GIVEN_UP_AFTER)
         if self.world.chance.random() < 0.5:
             self._answer_at(self.world.now + 0.01, ResetError())
         else:
@@ -140,7 +145,12 @@ class _Call:
             when, answer = limit, LateError()
         self.world.kernel.at(when, self._deliver, answer)
 
+    def _hampered(self, until: float) -> None:
+        """Until then its executor may not have told DataHub what it wanted to."""
+        if self.server == "datahub":
+            self.executor.hampered_at = max(self.executor.hampered_at, until)
+
     def _deliver(self, answer: Any) -> None:
-        if self.server == "datahub" and (isinstance(answer, Exception) or self.world.now > self.sent_at + 1):
-            self.executor.hampered_at = self.world.now
+        if isinstance(answer, Exception) or self.world.now > self.sent_at + 1:
+            self._hampered(self.world.now)
         self.executor.post_to(self.future, answer)

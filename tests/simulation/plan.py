@@ -24,8 +24,8 @@ class Server:
 
     @property
     def fences(self) -> bool:
-        """Whether a claim can be made by one executor alone."""
-        return self.conditions and self.properties
+        """Whether a claim can be made by one executor alone, and its owner can tell often enough that it lives."""
+        return self.conditions and self.properties and self.patches
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,7 +215,7 @@ class SqsServer:
         world = self._world
         if copy.gone or world.calm or copy.visible_at <= world.now:
             return
-        world.checks.many(copy.exec_id)
+        world.checks.duplicated(copy.exec_id)
         if not world.plan.twins:
             world.counts["duplicates, handle replaced"] += 1
             self._hide(copy, 0)

@@ -4,7 +4,7 @@ import pytest
 
 from tests.simulation.mutations import MUTATIONS, Mutation, first_breach
 
-WITHIN = 300  # schedules
+WITHIN = 1000  # schedules
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
