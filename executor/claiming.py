@@ -151,7 +151,7 @@ class Claims:
         [error] = await self.datahub.write_states(
             [StateWrite(run.exec_id, state, stored.version, properties)]
         )
-        if isinstance(error, VersionConflictError):
+        if isinstance(error, VersionConflictError | ImmutableStateError):
             return False
         if error is not None and not isinstance(error, DataHubUnavailableError | UnauthorizedError):
             raise error

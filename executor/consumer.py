@@ -47,6 +47,7 @@ class Consumer:
     reachability: Reachability
     new_run: Callable[[str, Delivery, ExecutionRequest | None], Run]
     clock: Callable[[], float]  # epoch, seconds
+    backoff: Callable[..., Backoff]
     executor_id: str
     ended: anyio.Event = field(default_factory=anyio.Event)
     _intake: anyio.CancelScope = field(default_factory=anyio.CancelScope)
@@ -79,7 +80,7 @@ class Consumer:
             receive.cancel()
 
     async def _receive_on(self, runs: TaskGroup) -> None:
-        outage, pause = Backoff(), Backoff(longest=LONGEST_PAUSE)
+        outage, pause = self.backoff(), self.backoff(longest=LONGEST_PAUSE)
         while True:
             await checkpoint()  # the receive is shielded, and room need not be waited for
             room = min(BATCH_LIMIT, await self.pool.room())

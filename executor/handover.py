@@ -7,6 +7,7 @@ import anyio
 import structlog
 
 from executor.backoff import Backoff
+from executor.datahub.errors import DataHubError
 from executor.heartbeat import LAST_MOMENTS, LONGEST_PAUSE
 from executor.pool import Pool
 from executor.queue.batcher import BATCH_LIMIT
@@ -16,7 +17,7 @@ from executor.run import ActiveRuns, Phase, Run
 
 BEGIN_AT = 1 / 2  # of the time that the queue hides a message: a fresh one may wait behind many others
 FINISH_BEFORE = 3.0  # seconds before the old message's last moments, in which its run would be ended
-SWEEP_SHARE = 1 / 4  # of a visibility time-out: how often a full executor looks for the fresh message itself
+SWEEP_SHARE = 1 / 4  # of a visibility time-out: when a full executor first looks for the fresh message itself
 LONGEST_SWEEP = 20  # receives
 RELEASE_TIMEOUT = 5.0  # seconds to show again what a sweep has found besides
 
@@ -52,6 +53,7 @@ class Handover:
                     elif due > now:
                         wake = min(wake, due)
                     else:
+                        wake = min(wake, now + self.visibility / 4)
                         self._under_way.add(run.exec_id)
                         tasks.start_soon(self._hand_over, run)
                         wake = min(wake, now + self.visibility / 4)
@@ -61,9 +63,10 @@ class Handover:
         old = run.delivery
         try:
             with anyio.CancelScope(deadline=old.hold_ends - self._finish_before):
-                await self._send(run, old)
-                await self._receive(run)
-                await self._record(run)
+                if await self._is_told_apart(run):
+                    await self._send(run, old)
+                    await self._receive(run)
+                    await self._record(run)
             fresh = run.successor
             if run.phase is not Phase.RUNNING or run.stop_reason is not None:
                 return  # settling sees to both messages
@@ -83,10 +86,26 @@ class Handover:
     def _finish_before(self) -> float:
         return min(LAST_MOMENTS, self.visibility / 3) + min(FINISH_BEFORE, self.visibility / 8)
 
+    async def _is_told_apart(self, run: Run) -> bool:
+        """Whether another executor could tell the fresh message from a request that nobody works on."""
+        backoff = self.backoff()
+        while True:
+            try:
+                return await run.reporter.kept()
+            except DataHubError:
+                await backoff.wait()
+
+    async def _end_with(self, run: Run, scope: anyio.CancelScope) -> None:
+        while run.phase is Phase.RUNNING:
+            await self.active.changed(self.visibility / 4)
+        scope.cancel()
+
     async def _send(self, run: Run, old: Delivery) -> None:
         backoff = self.backoff()
         claim = run.reporter.claim
-        group = f"{claim.owner}.{claim.beat}"  # one that nobody else uses; sent once more, it is the same message
+        group = (
+            f"{claim.owner}.{claim.beat}"  # one that nobody else uses; sent once more, it is the same message
+        )
         while run.successor_id is None:
             try:
                 run.successor_id = await self.queue.send(old.body, group, sent_by=claim.owner)
@@ -131,11 +150,16 @@ class Handover:
                 return
 
     async def _sweep(self, run: Run) -> None:
-        """While there is no room, the consumer receives nothing, and perhaps nobody does: look for it."""
+        """While there is no room, the consumer receives nothing, and perhaps nobody does: look for it.
+
+        Less and less often: each look brings the messages that wait besides nearer to the dead-letter queue.
+        """
+        pause = self.visibility * SWEEP_SHARE
         while True:
-            await anyio.sleep(self.visibility * SWEEP_SHARE)
+            await anyio.sleep(pause)
             if self.pool.full:
                 await self._sweep_once(run)
+                pause *= 2
 
     async def _sweep_once(self, run: Run) -> None:
         others: list[Delivery] = []

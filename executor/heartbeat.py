@@ -39,6 +39,7 @@ class Heartbeat:
     active: ActiveRuns
     metrics: Metrics
     beat: Callable[[str, float], None]
+    backoff: Callable[..., Backoff]
     visibility: float  # seconds that the queue hides a message from one extension to the next
     poll_interval: float  # seconds
     proof_period: float  # seconds in which a living owner gives a sign of life, see `Claims`
@@ -125,7 +126,7 @@ class Heartbeat:
             self.metrics.leases_lost.inc()
 
     async def _watch_signals(self) -> None:
-        backoff, last_ping = Backoff(first=self.poll_interval), 0.0
+        backoff, last_ping = self.backoff(first=self.poll_interval), 0.0
         while True:
             self.beat("signals", self.poll_interval)
             watched = [run for run in self.active if run.phase not in {Phase.SETTLING, Phase.SETTLED}]
@@ -167,9 +168,9 @@ class Heartbeat:
                 await self._idle("progress", LONGEST_PAUSE)
 
     async def _push_what_is_due(self) -> None:
-        async with anyio.create_task_group() as tasks:
-            for run in self._under_way():
-                if not run.reporter.certain:
+        if uncertain := [run for run in self._under_way() if not run.reporter.certain]:
+            async with anyio.create_task_group() as tasks:
+                for run in uncertain:
                     tasks.start_soon(self._recover, run)
         now = anyio.current_time()
         due = [

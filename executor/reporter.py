@@ -20,9 +20,6 @@ from executor.datahub.errors import (
 from executor.datahub.state import ABSENT_VERSION, RunState, StateWrite, StoredState
 
 SHORTEST_INTERVAL = 2.0  # seconds between two progress writes of a run
-WHOLE_BEAT_INTERVAL = (
-    CLAIM_TERM / 8
-)  # seconds between signs of life where these have to hold the whole report
 BYTES_PER_MINUTE = 1024 * 1024  # of progress, a run: what is sent within any minute stays below it
 
 
@@ -120,9 +117,10 @@ class Reporter:
 
     def beat_due(self, now: float) -> bool:
         """Whether a sign of life is due, and nothing else is being written."""
-        interval = self._beat_interval if self._datahub.patches else WHOLE_BEAT_INTERVAL
+        if not self._datahub.patches and now < self._quiet_until:  # there it has to hold the whole report
+            return False
         moved = self._written and not self.recorded(self.claim.message_id)
-        return self._idle and (moved or now >= self._written_at + interval)
+        return self._idle and (moved or now >= self._written_at + self._beat_interval)
 
     def term_over(self, now: float) -> bool:
         """Whether nothing could be written for so long that others may take the run's executor for dead."""
@@ -136,6 +134,10 @@ class Reporter:
     def recorded(self, message_id: str) -> bool:
         """Whether DataHub knows that the run goes on under this message."""
         return self._written_claim is not None and self._written_claim.message_id == message_id
+
+    async def kept(self) -> bool:
+        """Whether DataHub keeps the claims that come with the writes. Raises DataHubError."""
+        return Claim.of(await self._datahub.stored_state(self.exec_id)) is not None
 
     async def news(self) -> None:
         """Return after the next write that was stored, or the next look at what is."""

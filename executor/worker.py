@@ -106,6 +106,7 @@ class Worker:
             reachability=self._queue_reach,
             new_run=partial(self._new_run, datahub),
             clock=self._clock,
+            backoff=self._backoff,
             executor_id=self._settings.pool_id,
         )
 
@@ -125,6 +126,7 @@ class Worker:
             active=self.active,
             metrics=self._metrics,
             beat=self._beat,
+            backoff=self._backoff,
             visibility=self._settings.message_visibility,
             proof_period=self._settings.proof_period,
             poll_interval=self._settings.signal_poll_interval,
@@ -154,7 +156,7 @@ class Worker:
 
     def _write_backoff(self) -> Backoff:
         # After an outage the owner must be heard within a proof period, an end that waits to be stored included.
-        return Backoff(longest=self._settings.proof_period / 4, draw=self._chance)
+        return self._backoff(longest=self._settings.proof_period / 4)
 
-    def _backoff(self) -> Backoff:
-        return Backoff(draw=self._chance)
+    def _backoff(self, **limits: float) -> Backoff:
+        return Backoff(**limits, draw=self._chance)

@@ -25,7 +25,7 @@ from benchmarks.harness import TOKEN
 from tests.servers import LocalStack
 from tests.servers.process import free_port, server_process
 
-WORKERS = 4
+WORKERS = 12
 MAX_ATTEMPTS = 100  # beyond reach: a run that is interrupted often is no failure here
 REDRIVE = 1000  # receives, beyond reach as well
 QUIET_END = 60.0  # seconds, and six leases, in which all that is left may end without further faults

@@ -1,16 +1,22 @@
 """When there was nobody who could have started another run. Pure."""
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from benchmarks.chaos.records import Mark, Struck
+from benchmarks.chaos.records import Handed, Mark, Struck
 
 Span = tuple[float, float]
 
 
-def nobody_able(marks: Sequence[Mark], struck: Sequence[Struck], *, executors: int, slots: int) -> list[Span]:
-    """The times in which each executor was struck by a fault, or had a process in every slot."""
-    taken = list(_taken(marks, struck))
+def nobody_able(
+    marks: Sequence[Mark], struck: Sequence[Struck], handed: Sequence[Handed], *, executors: int, slots: int
+) -> list[Span]:
+    """The times in which each executor was struck by a fault, or had every slot taken.
+
+    A slot is taken by a process, and before by the request while its receiver looks whether the owner lives.
+    """
+    taken = [*_taken(marks, struck), *_looked_at(marks, handed)]
     unable = [
         [(one.began, one.ended) for one in struck if one.touches(executor)]
         + _full([span for owner, span in taken if owner == executor], slots)
@@ -53,6 +59,23 @@ def _taken(marks: Sequence[Mark], struck: Sequence[Struck]) -> Iterator[tuple[in
                 and one.began > mark.at
             ]
             yield mark.executor, (mark.at, min([last, *ends]))
+
+
+def _looked_at(marks: Sequence[Mark], handed: Sequence[Handed]) -> Iterator[tuple[int, Span]]:
+    """Which executor held a request until it started it."""
+    for one in handed:
+        later = [mark for mark in marks if mark.exec_id == one.exec_id and mark.at >= one.at]
+        first = min(later, key=lambda mark: mark.at, default=None)
+        again = min(
+            (two.at for two in handed if two.exec_id == one.exec_id and two.at > one.at), default=math.inf
+        )
+        if (
+            first is not None
+            and first.what == "began"
+            and first.executor == one.executor
+            and first.at < again
+        ):
+            yield one.executor, (one.at, first.at)
 
 
 def _full(spans: Sequence[Span], slots: int) -> list[Span]:

@@ -14,6 +14,7 @@ from typing import TypeVar
 from benchmarks.chaos.capacity import nobody_able, overlap
 from benchmarks.chaos.records import Handed, Mark, Stored, Struck, Takeover
 
+HIDDEN = 5 / 6  # of a lease: how long the queue hides a message, see docs/guarantees.md
 ENDS = frozenset({"SUCCESS", "FAILURE", "CANCELLED"})
 
 
@@ -100,8 +101,9 @@ class Evidence:
         - Where the message was handed to an executor that a fault then struck before it started the run (or was
           handed to nobody, the answer being lost), from that fault on, since SQS hides the message anew; if the
           fault took DataHub away, from its end, since a request waits for DataHub with its lease held.
-        - Without the time in which every executor was dead, stopped, cut off from a server, or had all of its
-          slots taken: DataHub or SQS cut for all is such a time. See `capacity`.
+        - Without the time, after the queue showed the message again, in which every executor was dead, stopped, cut
+          off from a server, or had all of its slots taken, by processes or by requests whose owner it looked for:
+          DataHub or SQS cut for all is such a time. See `capacity`.
         """
         return [
             self._takeover(exec_id, struck, after)
@@ -130,7 +132,8 @@ class Evidence:
         for place, one in enumerate(handed):
             end = handed[place + 1].at if place + 1 < len(handed) else after
             start = max([start, *self._in_the_way(one, end)])
-        seconds = after - start - overlap(self._nobody_able, start, after)
+        shown = start + self.lease * HIDDEN  # at the latest: until then nobody could have received it
+        seconds = after - start - overlap(self._nobody_able, shown, after)
         return Takeover(exec_id, struck.fault.name, struck.began, seconds, after - struck.began)
 
     def _in_the_way(self, handed: Handed, until: float) -> Iterator[float]:
@@ -143,7 +146,7 @@ class Evidence:
 
     @cached_property
     def _nobody_able(self) -> list[tuple[float, float]]:
-        return nobody_able(self.marks, self.struck, executors=self.executors, slots=self.slots)
+        return nobody_able(self.marks, self.struck, self.handed, executors=self.executors, slots=self.slots)
 
 
 Note = TypeVar("Note", Mark, Stored, Handed)

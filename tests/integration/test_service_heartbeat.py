@@ -122,6 +122,7 @@ async def test_while_the_queue_hangs_every_run_is_ended_before_its_lease_is(
                 active=runs,
                 metrics=Metrics("remote"),
                 beat=lambda *_: None,
+                backoff=Backoff,
                 visibility=visibility,
                 poll_interval=1.0,
                 proof_period=2.0,

@@ -1,15 +1,13 @@
 """What the shipped code takes from its surroundings, while a schedule runs: its log, its chance, anyio's scopes."""
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+import sniffio
 import structlog
 from anyio._backends import _asyncio as backend
-
-from executor import backoff, consumer, heartbeat
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -63,26 +61,18 @@ class Log:
 
 @contextmanager
 def prepared(world: "World") -> Iterator[None]:
-    """Have log, chance and scopes be those of a schedule."""
+    """Have log and scopes be those of a schedule."""
     configuration = structlog.get_config()
     structlog.configure(wrapper_class=Log, processors=[], cache_logger_on_first_use=False)  # type: ignore[arg-type]
     Log.world = world
     Scope.numbers = count()
     scope, backend.CancelScope = backend.CancelScope, Scope  # type: ignore[misc]
+    library, sniffio.thread_local.name = sniffio.thread_local.name, "asyncio"  # anyio asks at every turn
 
-    class Backoff(backoff.Backoff):
-        def __init__(
-            self, first: float = 0.2, longest: float = 20.0, draw: random.Random = world.chance
-        ) -> None:
-            super().__init__(first, longest, draw)
-
-    for module in (consumer, heartbeat):
-        setattr(module, "Backoff", Backoff)  # noqa: B010 - they import it
     try:
         yield
     finally:
-        for module in (consumer, heartbeat):
-            setattr(module, "Backoff", backoff.Backoff)  # noqa: B010
         backend.CancelScope = scope  # type: ignore[misc]
+        sniffio.thread_local.name = library
         Log.world = None
         structlog.configure(**configuration)
