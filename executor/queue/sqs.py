@@ -13,7 +13,7 @@ from aiobotocore.config import AioConfig
 from botocore.exceptions import ClientError
 
 from executor.queue.batcher import BATCH_LIMIT, Batcher
-from executor.queue.delivery import Delivery, QueueDeniedError, QueueError
+from executor.queue.delivery import Delivery, LeaseLostError, QueueDeniedError, QueueError
 from executor.queue.endpoints import slim_session
 from executor.queue.errors import entry_error, errors_in_words, is_fault_of_the_call, require_sqs
 from executor.queue.name import QueueName
@@ -185,11 +185,20 @@ class SqsQueue:
         return await self._batch("delete_message_batch", entries)
 
     async def _visibility_batch(self, changes: Sequence[tuple[Delivery, int]]) -> list[Exception | None]:
+        # Somebody else may have what was ours. Servers that still take the old handle would hide, or show, the
+        # message that is theirs.
+        now = anyio.current_time()
+        outcomes: list[Exception | None] = [LeaseLostError("its lease has ended")] * len(changes)
+        ours = [number for number, (delivery, _) in enumerate(changes) if delivery.lease_ends >= now]
         entries: list[dict[str, object]] = [
-            {"ReceiptHandle": delivery.receipt_handle, "VisibilityTimeout": seconds}
-            for delivery, seconds in changes
+            {"ReceiptHandle": changes[number][0].receipt_handle, "VisibilityTimeout": changes[number][1]}
+            for number in ours
         ]
-        return await self._batch("change_message_visibility_batch", entries)
+        if entries:
+            answers = await self._batch("change_message_visibility_batch", entries)
+            for number, answer in zip(ours, answers, strict=True):
+                outcomes[number] = answer
+        return outcomes
 
     async def _batch(self, operation: str, entries: Sequence[dict[str, object]]) -> list[Exception | None]:
         numbered = [{"Id": str(number), **entry} for number, entry in enumerate(entries)]

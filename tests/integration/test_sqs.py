@@ -478,7 +478,9 @@ def _failed(code: str, message: str) -> dict[str, Any]:
     return {"Failed": [{"Id": "0", "Code": code, "Message": message, "SenderFault": True}], "Successful": []}
 
 
-DELIVERY = Delivery("id", "handle", "{}", 1, sent_at=0.0, lease_ends=0.0)
+def held() -> Delivery:
+    """A message that is ours for a moment."""
+    return Delivery("id", "handle", "{}", 1, sent_at=0.0, lease_ends=anyio.current_time() + 2)
 
 
 async def test_after_twelve_hours_a_lease_is_not_renewed_but_not_lost_yet() -> None:
@@ -488,7 +490,7 @@ async def test_after_twelve_hours_a_lease_is_not_renewed_but_not_lost_yet() -> N
     )
     async with answering(200, _failed("InvalidParameterValue", words)) as url, opened(url) as queue:
         with pytest.raises(QueueError, match=r"beyond the limit \[43200 seconds\]"):
-            await queue.extend(DELIVERY)
+            await queue.extend(held())
 
 
 @pytest.mark.parametrize(
@@ -502,14 +504,26 @@ async def test_after_twelve_hours_a_lease_is_not_renewed_but_not_lost_yet() -> N
 async def test_the_words_of_aws_for_a_stale_handle_are_known(code: str, message: str) -> None:
     async with answering(200, _failed(code, message)) as url, opened(url) as queue:
         with pytest.raises(LeaseLostError):
-            await queue.extend(DELIVERY)
+            await queue.extend(held())
+
+
+async def test_nothing_is_asked_of_a_message_whose_lease_has_ended() -> None:
+    """The server would take the old handle, and hide or show what is somebody else's by now."""
+    success = {"Successful": [{"Id": "0"}], "Failed": []}
+    async with answering(200, success) as url, opened(url) as queue:
+        delivery = held()
+        delivery.lease_ends = anyio.current_time() - 1
+        with pytest.raises(LeaseLostError):
+            await queue.extend(delivery)
+        with pytest.raises(LeaseLostError):
+            await queue.release(delivery)
 
 
 async def test_a_failure_on_the_side_of_aws_is_no_lost_lease() -> None:
     failed = _failed("InternalError", "We encountered an internal error. Please try again.")
     async with answering(200, failed) as url, opened(url) as queue:
         with pytest.raises(QueueError, match="InternalError: We encountered"):
-            await queue.delete(DELIVERY)
+            await queue.delete(held())
 
 
 @pytest.mark.parametrize(
@@ -537,8 +551,8 @@ async def test_an_answer_that_is_not_from_sqs_is_no_empty_queue(text: str) -> No
         async with opened(url) as queue:
             for call in (
                 queue.facts(),
-                queue.extend(DELIVERY),
-                queue.delete(DELIVERY),
+                queue.extend(held()),
+                queue.delete(held()),
                 queue.send("{}", "g"),
             ):
                 with pytest.raises(QueueError):
@@ -559,7 +573,7 @@ async def somebody_else(text: str) -> AsyncIterator[str]:
 async def test_an_entry_that_the_answer_leaves_out_was_not_done() -> None:
     async with answering(200, {"Successful": [], "Failed": []}) as url, opened(url) as queue:
         with pytest.raises(QueueError, match="leaves this entry out"):
-            await queue.delete(DELIVERY)
+            await queue.delete(held())
 
 
 async def test_credentials_that_come_back_expired_are_an_error_of_the_queue(
@@ -589,4 +603,4 @@ async def test_a_call_that_hangs_does_not_hold_up_the_next_one() -> None:
     async with answering(200, None) as url, opened(url, visibility=3) as queue:  # half a second a batch
         for _ in range(2):
             with pytest.raises(QueueError, match="did not answer in time"):
-                await queue.extend(DELIVERY)
+                await queue.extend(held())
