@@ -63,10 +63,13 @@ class Handover:
         old = run.delivery
         try:
             with anyio.CancelScope(deadline=old.hold_ends - self._finish_before):
-                if await self._is_told_apart(run):
-                    await self._send(run, old)
-                    await self._receive(run)
-                    await self._record(run)
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._end_with, run, tasks.cancel_scope)
+                    if await self._is_told_apart(run):
+                        await self._send(run, old)
+                        await self._receive(run)
+                        await self._record(run)
+                    tasks.cancel_scope.cancel()
             fresh = run.successor
             if run.phase is not Phase.RUNNING or run.stop_reason is not None:
                 return  # settling sees to both messages
@@ -96,6 +99,7 @@ class Handover:
                 await backoff.wait()
 
     async def _end_with(self, run: Run, scope: anyio.CancelScope) -> None:
+        """Or a run that ended would be looked for on, for hours."""
         while run.phase is Phase.RUNNING:
             await self.active.changed(self.visibility / 4)
         scope.cancel()

@@ -121,6 +121,13 @@ class Transport:
                 f"DataHub could not be reached at {self._client.base_url.netloc.decode()} ({words}): check "
                 "DATAHUB_GMS_URL, and that the network lets us through"
             ) from error
+        except (
+            AttributeError
+        ) as error:  # httpcore asks a connection that was reset at once for its TLS; uvloop has none
+            raise UnreachableError(
+                f"DataHub at {self._client.base_url.netloc.decode()} dropped a connection as soon as it took it: "
+                "check DATAHUB_GMS_URL, and what is in front of it"
+            ) from error
         except ValueError as error:  # half a character, or a number that JSON does not have
             raise DataHubRefusedError(f"{where} can't be sent as JSON: {type(error).__name__}") from error
         self.date = answer.headers.get("date")

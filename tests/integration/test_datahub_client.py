@@ -1,11 +1,14 @@
 """The client over real sockets: whatever a server or a proxy answers, nothing but a DataHubError comes out."""
 
 import json
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
 import pytest
 from aiohttp import web
 
@@ -28,6 +31,7 @@ from executor.local.datahub import DataHubStandIn
 from executor.local.faults import Fault
 from tests.servers.process import free_port
 
+LOOPBACK = "127.0.0.1"
 LOGIN_PAGE = "<html><h2>Sign in</h2></html>"
 URN = urn_of("e1")
 
@@ -447,3 +451,27 @@ async def test_nothing_of_the_token_is_in_an_error(server: Server) -> None:
             with pytest.raises(DataHubError):
                 await datahub.ping()
     assert not [failure for _, failure in seen.calls if failure and "s3cret" in str(failure.error)]
+
+
+async def test_a_connection_that_is_reset_at_once_is_an_outage() -> None:
+    """As of a proxy that restarts: the connection may be gone before anybody has looked at it."""
+    seen = set()
+    with socket.create_server((LOOPBACK, 0)) as server:
+        server.setblocking(False)
+
+        async def reset() -> None:
+            while True:
+                await anyio.wait_readable(server)
+                connection, _ = server.accept()
+                with connection:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+        url = f"http://{LOOPBACK}:{server.getsockname()[1]}"
+        async with open_datahub(url, "t", lambda *_: None) as datahub, anyio.create_task_group() as tasks:
+            tasks.start_soon(reset)
+            for _ in range(300):
+                with pytest.raises(DataHubError) as raised:
+                    await datahub.probe()
+                seen.add(type(raised.value))
+            tasks.cancel_scope.cancel()
+    assert seen == {UnreachableError}

@@ -1,17 +1,12 @@
 """Several executors and one request: who owns it, when it is taken over, and what nobody may write over."""
 
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
 
-import httpx
 import pytest
-from aiohttp import web
 
 from executor.local.store import REQUEST_URN_PREFIX, Record, Write
+from tests.integration.refusing_queue import refusing_queue
 from tests.integration.service import PATIENT, QUICK, RESULT, Site
-from tests.servers.process import free_port
 
 SHORT_LEASE = {"DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT": "10"}
 ONE_AT_A_TIME = {"DATAHUB_EXECUTOR_INGESTION_MAX_WORKERS": "1"}  # then it receives nothing more
@@ -129,25 +124,6 @@ async def test_a_returned_message_is_not_watched_where_its_owner_gave_the_run_ba
     assert site.events("owner_gone") == []
 
 
-async def test_an_attempt_that_was_given_back_is_told_of_by_the_next_one(site: Site) -> None:
-    site.fake_cli("fake", PATIENT)
-    await site.submit("r1")
-    # Its lease can't be renewed beyond the limit, and sending the message once more is not permitted.
-    async with refusing_queue(site, {"SendMessage"}) as queue:
-        limited = {"DATAHUB_EXECUTOR_QUEUE": queue, "DATAHUB_EXECUTOR_MESSAGE_HOLD_LIMIT": "20"}
-        async with site.service(**SHORT_LEASE, **limited):
-            await site.stored("r1", "UP_FOR_RETRY")
-            await site.clis.noted("started", 2)
-            site.clis.let("go")
-            ended = await site.ended("r1")
-    assert ended.status == "SUCCESS"
-    assert "Attempt:   2" in ended.value["report"]
-    [reason] = before(ended)
-    assert reason.startswith("attempt 1 (")
-    assert reason.endswith("its executor could not renew its hold on the request")
-    assert len(site.clis.notes("ended")) == 1
-
-
 async def test_when_the_attempts_are_used_up_the_report_has_how_each_of_them_ended(site: Site) -> None:
     site.fake_cli("fake", QUICK)
     message_id = await site.submit("r1")
@@ -196,7 +172,7 @@ async def test_a_receipt_handle_that_aws_calls_stale_ends_the_run_and_covers_not
         write_beat(site, claim("m1", 2, attempt=2))
 
     async with (
-        refusing_queue(site, refused, code, somebody_else_has_it) as queue,
+        refusing_queue(site.queue, refused, code, somebody_else_has_it) as queue,
         site.service(**SHORT_LEASE, DATAHUB_EXECUTOR_QUEUE=queue),
     ):
         await site.submit("r1")
@@ -233,47 +209,3 @@ def write_beat(site: Site, properties: dict[str, str]) -> None:
     site.datahub.store.apply(
         [Write(REQUEST_URN_PREFIX + "r1", RESULT, value=value, system_metadata=metadata)]
     )
-
-
-@asynccontextmanager
-async def refusing_queue(
-    site: Site,
-    operations: set[str],
-    code: str = "AccessDeniedException",
-    meanwhile: Callable[[], None] = lambda: None,
-) -> AsyncIterator[str]:
-    """The queue's URL behind a server that refuses `operations` in AWS' own form, and passes on all others.
-
-    `meanwhile` happens just before each refusal.
-    """
-    target = f"http://{urlsplit(site.queue).netloc}"
-
-    async def answer(request: web.Request) -> web.Response:
-        body = await request.read()
-        operation = request.headers["X-Amz-Target"].removeprefix("AmazonSQS.")
-        if operation in operations:
-            meanwhile()
-        if operation in operations and operation.endswith("Batch"):
-            entries = json.loads(body)["Entries"]
-            failed = [{"Id": e["Id"], "Code": code, "Message": code, "SenderFault": True} for e in entries]
-            return web.json_response({"Failed": failed, "Successful": []}, headers={"x-amzn-RequestId": "1"})
-        if operation in operations:
-            refusal = {"__type": f"com.amazon.coral.service#{code}", "Message": f"no {operation} here"}
-            return web.json_response(refusal, status=403, headers={"x-amzn-RequestId": "1"})
-        headers = {name: value for name, value in request.headers.items() if name.lower() != "host"}
-        async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
-            passed = await client.post(target + request.path, content=body, headers=headers)
-        kept = ("x-amzn-RequestId", "Content-Type")
-        back = {name: passed.headers[name] for name in kept if name in passed.headers}
-        return web.Response(body=passed.content, status=passed.status_code, headers=back)
-
-    app = web.Application()
-    app.router.add_post("/{path:.*}", answer)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    port = free_port()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    try:
-        yield f"http://127.0.0.1:{port}{urlsplit(site.queue).path}"
-    finally:
-        await runner.cleanup()
