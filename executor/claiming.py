@@ -99,7 +99,9 @@ class Claims:
             self.observations.forget(run.exec_id)
             run.reporter.adopt(stored)
             if stored.killed:
-                return Verdict(Status.CANCELLED, "The run was cancelled before it started.")
+                began = stored.status in {Status.RUNNING, Status.UP_FOR_RETRY}
+                when = "on request, and is not started again" if began else "before it started"
+                return Verdict(Status.CANCELLED, f"The run was cancelled {when}.")
             return stored
 
     async def _owned(self, run: Run, stored: StoredState, claim: Claim) -> bool | Verdict:

@@ -190,6 +190,9 @@ def load_settings(env: Mapping[str, str]) -> Settings:
         for details in error.errors(include_url=False, include_input=False):
             name = str(details["loc"][0])
             faults.append(_fault(name, given.get(name), details.get("ctx", {}).get("error")))
+    if settings is not None and settings.message_hold_limit < settings.visibility_timeout:
+        name, lease = _names("message_hold_limit")[0], _names("visibility_timeout")[0]
+        faults.append(f"{name} must be at least {lease}, which is {settings.visibility_timeout}")
     faults += _region_faults(env)
     if faults or settings is None:
         raise SettingsError(faults)

@@ -60,7 +60,7 @@ def test_every_setting_is_read_from_its_own_variable() -> None:
         DATAHUB_EXECUTOR_INGESTION_MAX_WORKERS="32",
         DATAHUB_EXECUTOR_INGESTION_SIGNAL_POLL_INTERVAL="0.5",
         DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT="43200",
-        DATAHUB_EXECUTOR_MESSAGE_HOLD_LIMIT="600",
+        DATAHUB_EXECUTOR_MESSAGE_HOLD_LIMIT="43200",
         DATAHUB_EXECUTOR_TASK_TIMEOUT="60",
         DATAHUB_EXECUTOR_MAX_ATTEMPTS="1",
         DATAHUB_EXECUTOR_DRAIN_TIMEOUT="0",
@@ -78,7 +78,7 @@ def test_every_setting_is_read_from_its_own_variable() -> None:
     assert settings.max_workers == 32
     assert settings.signal_poll_interval == 0.5
     assert settings.visibility_timeout == 43200
-    assert settings.message_hold_limit == 600
+    assert settings.message_hold_limit == 43200
     assert settings.task_timeout == 60
     assert settings.max_attempts == 1
     assert settings.drain_timeout == 0
@@ -88,6 +88,14 @@ def test_every_setting_is_read_from_its_own_variable() -> None:
     assert settings.file_secret_basedir == Path("/secrets")
     assert settings.file_secret_maxlen == 100
     assert settings.metrics_port == 0
+
+
+def test_a_message_is_hidden_for_a_whole_lease_at_least() -> None:
+    with pytest.raises(SettingsError) as raised:
+        load(DATAHUB_EXECUTOR_MESSAGE_HOLD_LIMIT="60")
+    assert raised.value.faults == [
+        "DATAHUB_EXECUTOR_MESSAGE_HOLD_LIMIT must be at least DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT, which is 120"
+    ]
 
 
 @pytest.mark.parametrize(
