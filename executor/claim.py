@@ -25,6 +25,7 @@ CLAIM_TERM = 7200.0
 """Seconds that a claim lasts without a write of its owner's. The owner ends its run when it could not write for so
 long: until then only the queue can show that it is gone."""
 _CLOCK_RATES = 1.02  # what two monotonic clocks may be apart, in every second
+_ENDING = 60.0  # seconds that the owner takes at most to see that its term is over, and to end its run
 _OBSERVED = 1000  # requests of others whose owners are remembered
 _ENDED_KEPT = 20  # attempts whose ends are told of
 _LONGEST_REASON = 300  # characters
@@ -37,6 +38,7 @@ class Offer:
     message_id: str
     receipt_handle: str
     receive_count: int
+    hold_left: float  # seconds, when it was passed on, until the queue shows it whatever it is asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,9 @@ class Claim:
             )
         if self.offer is not None:
             offer = self.offer
-            properties[_OFFER] = json.dumps([offer.message_id, offer.receipt_handle, offer.receive_count])
+            properties[_OFFER] = json.dumps(
+                [offer.message_id, offer.receipt_handle, offer.receive_count, offer.hold_left]
+            )
         return properties
 
     @classmethod
@@ -128,7 +132,9 @@ def standing(claim: Claim, delivery: Delivery) -> Standing:
 class Observations:
     """Since when the owners of other executors' runs have been silent, by this one's monotonic clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, term: float = CLAIM_TERM) -> None:
+        """`term` is that of their claims, in seconds."""
+        self._lasts = term * _CLOCK_RATES + min(_ENDING, term)
         self._seen: OrderedDict[str, tuple[str, int, float]] = OrderedDict()
 
     def gone(self, exec_id: str, claim: Claim, now: float) -> bool:
@@ -140,7 +146,7 @@ class Observations:
         self._seen.move_to_end(exec_id)
         if len(self._seen) > _OBSERVED:
             self._seen.popitem(last=False)
-        return now - since > CLAIM_TERM * _CLOCK_RATES
+        return now - since > self._lasts
 
     def forget(self, exec_id: str) -> None:
         """It ended, or is ours."""
@@ -159,8 +165,8 @@ def _texts(text: str | None) -> tuple[str, ...]:
 
 def _offer(text: str | None) -> Offer | None:
     match _json(text):
-        case [str(message_id), str(receipt_handle), int(receive_count)]:
-            return Offer(message_id, receipt_handle, receive_count)
+        case [str(message_id), str(receipt_handle), int(receive_count), int() | float() as hold_left]:
+            return Offer(message_id, receipt_handle, receive_count, hold_left)
     return None
 
 

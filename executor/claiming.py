@@ -16,6 +16,7 @@ from executor.datahub.errors import (
     VersionConflictError,
 )
 from executor.datahub.state import RunState, StateWrite, Status, StoredState
+from executor.reporter import SupersededError
 from executor.run import Run
 from executor.settlement import GIVE_BACK_DELAY, Disposal, Verdict
 
@@ -23,6 +24,7 @@ PATIENCE = 1800.0  # seconds that a request waits for DataHub, its lease held, b
 DUPLICATE_DELAY = 60.0  # seconds until a second message for a run that is under way is offered again
 LONGEST_DUPLICATE_DELAY = 3600.0  # seconds
 RETURNED_DELAY = 5  # proof periods, about a lease: this may be the very message that the owner holds
+CLAIM_TRIES = 5  # claims whose answers come too late, until the request is given back
 LOOKS = 8  # at an owner that may be gone, within the time in which a living one writes
 
 Answer = TypeVar("Answer")
@@ -57,14 +59,28 @@ class Claims:
                     return Verdict(Status.FAILURE, self._used_up())
                 run.begin(attempt, ended)
                 try:
-                    await run.reporter.store(run.journal.progress())
-                except VersionConflictError:
+                    heard = await self._store_claim(run)
+                except (VersionConflictError, SupersededError):
                     continue  # somebody was faster: look again at who
                 except ImmutableStateError:
                     return already_ended(run)
+                if not heard:
+                    break
                 run.log.info("run_claimed")
                 return None
         return away()
+
+    async def _store_claim(self, run: Run) -> bool:
+        """Store it until its answer comes in time; False if DataHub is too slow for that.
+
+        After a long silence somebody else may have taken the owner for dead: then it must be heard once more
+        before anything starts.
+        """
+        for _ in range(CLAIM_TRIES):
+            await run.reporter.store(run.journal.progress())
+            if run.reporter.silent_for(anyio.current_time()) < self.proof_period / 2:
+                return True
+        return False
 
     async def objection(self, run: Run) -> Verdict | None:
         """Why nothing may be stored of the request, if that is so. Raises DataHubRefusedError."""
@@ -146,7 +162,8 @@ class Claims:
         Raises DataHubRefusedError.
         """
         delivery = run.delivery
-        offer = Offer(delivery.message_id, delivery.receipt_handle, delivery.receive_count)
+        left = max(0.0, delivery.hold_ends - anyio.current_time())
+        offer = Offer(delivery.message_id, delivery.receipt_handle, delivery.receive_count, left)
         # One millisecond more: a write that changes nothing is none, and its properties would not be kept.
         state = RunState(Status.RUNNING, stored.start_time_ms or 0, (stored.duration_ms or 0) + 1, None)
         properties = replace(claim, offer=offer).properties()

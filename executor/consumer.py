@@ -10,7 +10,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from executor.backoff import Backoff
-from executor.claiming import duplicate_delay
+from executor.claiming import PATIENCE, duplicate_delay
 from executor.datahub.client import DataHub
 from executor.datahub.errors import DataHubError
 from executor.execution import Executor, foreign_delay
@@ -173,14 +173,14 @@ class Consumer:
 
     def _start_twice(self, held: Run, delivery: Delivery, runs: TaskGroup) -> None:
         """Go on with the run that there is."""
-        lost = held.stop_reason is StopReason.LEASE_LOST
+        lost = held.stop_reason is StopReason.LEASE_LOST or held.let_go
         if not lost and delivery.message_id == held.delivery.message_id:
             # The same message once more: its new receipt handle has taken the place of the old one.
             held.log.info("message_came_again", message_id=delivery.message_id)
             held.hold(delivery)
-        elif not lost and delivery.message_id == held.successor_id:
+        elif not lost and held.is_succeeded_by(delivery):
             held.succeed(delivery)
-        elif lost:  # its processes are being ended: then it may start again
+        elif lost:  # it is being ended: then it may start again
             runs.start_soon(self._release, delivery, LOST_DELAY)
         else:
             held.log.info("duplicate_held_back", message_id=delivery.message_id)
@@ -203,16 +203,49 @@ class Consumer:
         if run is not None and run.stop(StopReason.CANCELLED):
             run.log.info("kill_signal_received")
         try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._keep, delivery)
+                recorded = await self._record(signal)
+                tasks.cancel_scope.cancel()
+            if recorded:
+                await self.queue.delete(delivery)
+            else:
+                await self._release(delivery, duplicate_delay(delivery.receive_count, SIGNAL_DELAY))
+        except QueueError as error:
+            log.warning("kill_signal_deferred", exec_id=signal.exec_id, reason=str(error))
+        except LeaseLostError:
+            return  # whoever has it now does the same
+
+    async def _record(self, signal: Signal) -> bool:
+        """Whether DataHub knows of the kill: waits for it as a request does, its lease held."""
+
+        async def record() -> None:
             if not await self.datahub.kill_signals([signal.exec_id]):
                 now_ms = round(self.clock() * 1000)
                 await self.datahub.write_kill_signal(signal.exec_id, self.executor_id, now_ms)
                 log.info("kill_signal_recorded", exec_id=signal.exec_id)
-            await self.queue.delete(delivery)
-        except (DataHubError, QueueError) as error:
-            log.warning("kill_signal_deferred", exec_id=signal.exec_id, reason=str(error))
-            await self._release(delivery, SIGNAL_DELAY)
-        except LeaseLostError:
-            return  # whoever has it now does the same
+
+        reason = "DataHub is away"
+        with anyio.move_on_after(PATIENCE):
+            try:
+                await self.executor.claims.patiently(record)
+            except DataHubError as error:
+                reason = str(error)
+            else:
+                return True
+        log.warning("kill_signal_deferred", exec_id=signal.exec_id, reason=reason)
+        return False
+
+    async def _keep(self, delivery: Delivery) -> None:
+        """Hold a message that is no run's, until cancelled."""
+        while (left := delivery.lease_ends - anyio.current_time()) > 0:
+            await anyio.sleep(max(left / 2, 1.0))
+            try:
+                await self.queue.extend(delivery)
+            except LeaseLostError:
+                return
+            except QueueError as error:
+                log.info("extension_failed", message_id=delivery.message_id, reason=str(error))
 
     async def _release(self, delivery: Delivery, delay: float) -> None:
         try:

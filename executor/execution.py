@@ -42,6 +42,9 @@ class Executor:
             run.describe(run.recipe.source_type)
         except IngestError:
             run.describe("unknown")
+        except Exception:  # a defect ends this run, when it is parsed again, and not the service
+            run.log.exception("recipe_not_described")
+            run.describe("unknown")
 
     async def execute(self, run: Run, ticket: Ticket, malformed: str | None = None) -> None:
         """See a run through, whatever happens to it: nothing that it does wrong reaches other runs.

@@ -1,7 +1,7 @@
 """Moves a long run to a fresh message: the queue hides one for twelve hours at most (contract, section 6)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import anyio
 import structlog
@@ -38,7 +38,6 @@ class Handover:
     backoff: Callable[[], Backoff]
     visibility: float  # seconds
     hold_limit: float  # seconds that the queue hides a message at most
-    _under_way: set[str] = field(default_factory=set)  # ids of runs
 
     async def serve(self) -> None:
         """Look after the long runs until cancelled."""
@@ -48,15 +47,16 @@ class Handover:
                 wake = now + LONGEST_PAUSE
                 for run in self.active:
                     due = run.delivery.hold_ends - self.hold_limit * (1 - BEGIN_AT)
-                    if run.exec_id in self._under_way or run.phase is not Phase.RUNNING:
+                    if run.tied:
+                        continue
+                    if run.handing_over or run.phase is not Phase.RUNNING:
                         wake = min(wake, now + self.visibility / 4)
                     elif due > now:
                         wake = min(wake, due)
                     else:
                         wake = min(wake, now + self.visibility / 4)
-                        self._under_way.add(run.exec_id)
+                        run.handing_over = True
                         tasks.start_soon(self._hand_over, run)
-                        wake = min(wake, now + self.visibility / 4)
                 await self.active.changed(wake - now)
 
     async def _hand_over(self, run: Run) -> None:
@@ -73,7 +73,9 @@ class Handover:
             fresh = run.successor
             if run.phase is not Phase.RUNNING or run.stop_reason is not None:
                 return  # settling sees to both messages
-            if fresh is None:
+            if fresh is None or not run.reporter.recorded(fresh.message_id):
+                # The claim names the old one: whoever gets the fresh one would wait for us, dead or alive.
+                run.tied = True
                 run.log.warning(
                     "handover_failed", consequence="the run ends when the queue's limit is reached"
                 )
@@ -83,7 +85,7 @@ class Handover:
             await self._delete(old)
             run.log.info("handed_over", message_id=fresh.message_id, before=old.message_id)
         finally:
-            self._under_way.discard(run.exec_id)
+            run.handing_over = False
 
     @property
     def _finish_before(self) -> float:
@@ -112,7 +114,8 @@ class Handover:
         )
         while run.successor_id is None:
             try:
-                run.successor_id = await self.queue.send(old.body, group, sent_by=claim.owner)
+                sent = await self.queue.send(old.body, group, sent_by=claim.owner)
+                run.successor_id = run.successor_id or sent
             except QueueError as error:
                 run.log.warning("handover_delayed", reason=str(error), permission="sqs:SendMessage")
                 await backoff.wait()
@@ -141,7 +144,7 @@ class Handover:
                 offer.receive_count,
                 run.delivery.sent_at,
                 lease_ends=now,
-                hold_ends=now + self.hold_limit - self.visibility,  # it was received that long ago at most
+                hold_ends=now + offer.hold_left - self.visibility,  # it was offered that long ago at most
             )
             try:
                 await self.queue.extend(delivery)
@@ -171,7 +174,7 @@ class Handover:
             for _ in range(LONGEST_SWEEP):
                 found = await self.queue.receive(BATCH_LIMIT, wait=False)
                 for delivery in found:
-                    if delivery.message_id == run.successor_id:
+                    if run.is_succeeded_by(delivery):
                         run.succeed(delivery)
                     else:
                         others.append(delivery)

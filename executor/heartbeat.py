@@ -62,6 +62,8 @@ class Heartbeat:
                 now = anyio.current_time()
                 wake = now + LONGEST_PAUSE
                 for run in self.active:
+                    if run.let_go:
+                        continue
                     self._judge(run, now)
                     wake = min(wake, *self._extend_in_time(run, now, tasks), *self._moments(run, now))
                 self.beat("leases", wake - now)
@@ -108,7 +110,7 @@ class Heartbeat:
         try:
             await self.queue.extend(delivery)
         except LeaseLostError as error:
-            if run.delivery is delivery:  # else the message has come again, to ourselves
+            if run.delivery is delivery and not run.let_go:  # else it has come again, to ourselves
                 run.log.warning("lease_lost", reason=str(error))
                 self._give_up(run, grace=0)
         except QueueError as error:

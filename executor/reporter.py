@@ -41,8 +41,10 @@ class Reporter:
         claim: Claim,
         backoff: Callable[[], Backoff],
         beat_interval: float,
+        term: float = CLAIM_TERM,
     ) -> None:
-        """`claim.owner` is unique to this claim; `beat_interval` is in seconds."""
+        """`claim.owner` is unique to this claim; `beat_interval` and the claim's `term` are in seconds."""
+        self._term = term
         self.exec_id = exec_id
         self.claim = claim
         self._datahub = datahub
@@ -122,9 +124,13 @@ class Reporter:
         moved = self._written and not self.recorded(self.claim.message_id)
         return self._idle and (moved or now >= self._written_at + self._beat_interval)
 
+    def silent_for(self, now: float) -> float:
+        """Seconds since the last write that was stored began: at most so long has the owner not been heard of."""
+        return now - self._written_at
+
     def term_over(self, now: float) -> bool:
         """Whether nothing could be written for so long that others may take the run's executor for dead."""
-        return self._written and self._version is not None and now - self._written_at > CLAIM_TERM
+        return self._written and self._version is not None and now - self._written_at > self._term
 
     @property
     def offer(self) -> Offer | None:

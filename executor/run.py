@@ -76,6 +76,9 @@ class Run:
     successor: Delivery | None = None  # of the message that is to take the place of `delivery`'s
     successor_id: str | None = None  # its id, from when it is on the queue
     succeeded: anyio.Event = field(default_factory=anyio.Event)  # `successor` is there
+    handing_over: bool = False  # a successor is waited for
+    tied: bool = False  # to its message: no other one can take its place
+    let_go: bool = False  # its messages are not held any more
 
     def __post_init__(self) -> None:
         self.lease = Lease(self.delivery.lease_ends)
@@ -93,8 +96,14 @@ class Run:
 
     def succeed(self, delivery: Delivery) -> None:
         """The message that was sent to take the place of its own is here."""
-        self.successor = delivery
+        self.successor, self.successor_id = delivery, delivery.message_id
         self.succeeded.set()
+
+    def is_succeeded_by(self, delivery: Delivery) -> bool:
+        """Whether it is that message, which may be received before its sending was answered."""
+        if self.successor_id is None:
+            return self.handing_over and delivery.sent_by == self.reporter.claim.owner
+        return delivery.message_id == self.successor_id
 
     def advance(self, phase: Phase) -> None:
         """Enter the next phase. Raises IllegalTransitionError."""

@@ -57,6 +57,7 @@ class Settlement:
                 verdict = await self._unless_owned(run, verdict)
             if verdict.status is not None:
                 verdict = await self._store(run, verdict.status, verdict)
+            run.let_go = True
             await self._dispose(run.delivery, verdict, run.log)
             if run.successor is not None:
                 await self._dispose(run.successor, verdict, run.log)
@@ -106,7 +107,8 @@ class Settlement:
 
     async def _dispose(self, delivery: Delivery, verdict: Verdict, log: FilteringBoundLogger) -> None:
         backoff = self.backoff()
-        while verdict.disposal is not Disposal.LEAVE:
+        # When its lease has ended it is somebody else's, who meets what is stored.
+        while verdict.disposal is not Disposal.LEAVE and anyio.current_time() < delivery.lease_ends:
             try:
                 if verdict.disposal is Disposal.DELETE:
                     await self.queue.delete(delivery)

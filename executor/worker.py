@@ -9,7 +9,7 @@ import anyio
 import structlog
 
 from executor.backoff import Backoff
-from executor.claim import Claim, Observations
+from executor.claim import CLAIM_TERM, Claim, Observations
 from executor.claiming import Claims
 from executor.consumer import Consumer
 from executor.datahub.client import DataHub
@@ -47,10 +47,12 @@ class Worker:
         clock: Callable[[], float],
         chance: random.Random,
         token: Callable[[], str] = lambda: secrets.token_hex(8),
+        claim_term: float = CLAIM_TERM,
     ) -> None:
         """`beat` is told of every turn of the heartbeat's loops; `clock` is the epoch's, in seconds; `token` makes
         names that no other executor has.
         """
+        self._claim_term = claim_term
         self._settings = settings
         self._host = host
         self._metrics = metrics
@@ -113,7 +115,7 @@ class Worker:
     def _claims(self, datahub: DataHub) -> Claims:
         return Claims(
             datahub=datahub,
-            observations=Observations(),
+            observations=Observations(self._claim_term),
             max_attempts=self._settings.max_attempts,
             proof_period=self._settings.proof_period,
             backoff=self._backoff,
@@ -149,7 +151,9 @@ class Worker:
             request=request, executor_id=self._settings.pool_id, host=self._host, clock=self._clock
         )
         claim = Claim(self._token(), 0, delivery.message_id, delivery.receive_count, self._host)
-        reporter = Reporter(datahub, exec_id, claim, self._write_backoff, self._settings.beat_interval)
+        reporter = Reporter(
+            datahub, exec_id, claim, self._write_backoff, self._settings.beat_interval, self._claim_term
+        )
         return Run(
             exec_id, delivery, journal, reporter, log.bind(exec_id=exec_id, source_type=None, attempt=None)
         )

@@ -9,7 +9,7 @@ from executor.claim import CLAIM_TERM, Claim, Observations, Offer, Standing, sta
 from executor.datahub.state import StoredState
 from executor.queue.delivery import Delivery
 
-CLAIM = Claim("owner", 2, "m1", 3, "host", 7, ("attempt 1 (host): it died",), Offer("m2", "handle", 1))
+CLAIM = Claim("owner", 2, "m1", 3, "host", 7, ("attempt 1 (host): it died",), Offer("m2", "handle", 1, 600.0))
 
 
 def stored(properties: dict[str, str]) -> StoredState:
