@@ -1,19 +1,15 @@
 """The executor's side of the guard, the process that ends runs when the executor no longer can (`guardian`)."""
 
 import math
-import os
-import signal
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import anyio
 
 from executor.ingestion import guardian
+from executor.ingestion.guard_process import GuardProcess
 from executor.ingestion.marks import new_mark
 from executor.lease import Lease
 
@@ -25,22 +21,13 @@ RESTART_PACE = 0.2  # seconds at least between the starts of two guards
 RETRY_PACE = (
     5.0  # seconds until one that could not be started is tried again, unless a run asks for it before
 )
-CLOSE_LIMIT = 5.0  # seconds for a guard to end by itself once there is nothing left to guard
+PING_PACE = 2.0  # seconds between two pings, and for the answer to come: a guard that is stopped gives none
 
-_BOOT = """
-import sys
-sys.path.append(sys.argv[1])
-from executor.ingestion.guardian import main
-main(int(sys.argv[2]))
-"""
 _NO_GUARD = "the guard process, without which a run could outlive the executor, can't be started"
 _WAY_OUT = (
     f"Check that {sys.executable} works, and that the container has memory, processes (pids) and open files "
     "(nofile) left, or let fewer runs go at a time"
 )
-_ROOT = Path(__file__).parents[2]
-# What would end it before the executor: a terminal's Ctrl-C, a supervisor that signals all processes.
-_BLOCKED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class GuardError(Exception):
@@ -92,13 +79,15 @@ class Watch:
 
 
 class Guard:
-    """Has a guard process at all times: one that died is replaced and told of all that is watched."""
+    """Has a guard process at all times: one that died or hangs is replaced and told of all that is watched."""
 
     def __init__(self) -> None:
         self._watched: dict[int, Watch] = {}
-        self._process: _Process | None = None
+        self._process: GuardProcess | None = None
         self._failure: str | None = None
         self._ready = False
+        self._answered = False  # the last ping
+        self._busy = anyio.Event()  # something is watched
         self._changed = anyio.Event()
         self._asked = anyio.Event()
         # It outlasts whatever cancels the runs: they may take their grace, and the guard stands by until then.
@@ -113,6 +102,7 @@ class Guard:
         """
         watch = Watch(self, lease)
         self._watched[watch.mark] = watch
+        self._busy.set()
         try:
             await self._available()
             while not self.tell(watch.words):
@@ -137,35 +127,40 @@ class Guard:
         try:
             self._process.socket.send(packet)
         except OSError:  # it is dead; or it reads no more, being stopped, which is no better
-            self._process.kill()
-            self._set(ready=False)
+            self._give_up(self._process)
             return False
         return True
 
     async def keep(self) -> None:
-        """Start the guard and replace it when it dies, until `stop`."""
+        """Start the guard and replace it when it dies or hangs, until `stop`."""
         with self._scope:
-            while True:
-                started = anyio.current_time()
-                self._asked = anyio.Event()
-                try:
-                    await self._keep_one()
-                except (OSError, GuardError) as error:
-                    reason = error.strerror if isinstance(error, OSError) else error
-                    self._set(ready=False, failure=f"{_NO_GUARD}: {reason}. {_WAY_OUT}")
-                    with anyio.move_on_after(RETRY_PACE):
-                        await self._asked.wait()
-                await anyio.sleep_until(started + RESTART_PACE)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._ping)
+                await self._keep_any()
 
     def stop(self) -> None:
         """End the guard process, which kills what is still watched, and `keep`."""
         self._scope.cancel()
 
+    async def _keep_any(self) -> None:
+        while True:
+            started = anyio.current_time()
+            self._asked = anyio.Event()
+            try:
+                await self._keep_one()
+            except (OSError, GuardError) as error:
+                reason = error.strerror if isinstance(error, OSError) else error
+                self._set(ready=False, failure=f"{_NO_GUARD}: {reason}. {_WAY_OUT}")
+                with anyio.move_on_after(RETRY_PACE):
+                    await self._asked.wait()
+            await anyio.sleep_until(started + RESTART_PACE)
+
     async def _keep_one(self) -> None:
-        self._process = process = _Process()  # what changes from here on is told to it at once
+        self._process = process = GuardProcess()  # what changes from here on is told to it at once
         try:
             with anyio.fail_after(START_LIMIT):
-                await process.begun()
+                if not await process.begun():
+                    raise GuardError("it ended as soon as it was started")
                 for mark in list(self._watched):
                     if mark in self._watched and self.tell(self._watched[mark].words):
                         await anyio.wait_writable(process.socket)
@@ -182,10 +177,31 @@ class Guard:
             with anyio.CancelScope(shield=True):
                 await process.close()
 
+    async def _ping(self) -> None:
+        """While something is watched, see to it that the guard answers."""
+        while True:
+            if not self._watched:
+                self._busy = anyio.Event()
+                await self._busy.wait()
+            process, self._answered = self._process, False
+            asked = self._ready and self.tell(guardian.PING)
+            # In two halves: after a pause of both processes, a moment is left for the guard to answer.
+            await anyio.sleep(PING_PACE / 2)
+            await anyio.sleep(PING_PACE / 2)
+            if asked and process is not None and process is self._process:
+                self._hear()  # after a pause of this process, the answer lies there unread
+                if not self._answered:
+                    self._give_up(process)
+
+    def _give_up(self, process: GuardProcess) -> None:
+        process.kill()
+        self._set(ready=False)
+
     def _hear(self) -> None:
-        """Take in which trees the guard has ended."""
+        """Take in which trees the guard has ended, and that it answers."""
         for packet in self._process.said() if self._process is not None else ():
             verb, *mark = packet.split()
+            self._answered = self._answered or verb == guardian.PONG
             if verb == guardian.ENDED and (watch := self._watched.get(int(mark[0]))):
                 watch.ended = True
 
@@ -202,87 +218,6 @@ class Guard:
         self._ready, self._failure = ready, failure
         self._changed.set()
         self._changed = anyio.Event()
-
-
-class _Process:
-    """One guard process."""
-
-    def __init__(self) -> None:
-        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            try:
-                self._process, self._pidfd = _start(theirs.fileno())
-            except OSError:
-                self.socket.close()
-                raise
-        self.socket.setblocking(False)
-
-    async def begun(self) -> None:
-        """Return once it listens. Raises GuardError."""
-        await anyio.wait_readable(self.socket)
-        if next(self.said(), None) != guardian.READY:
-            raise GuardError("it ended as soon as it was started")
-
-    async def exited(self) -> None:
-        """Return once it ended."""
-        await anyio.wait_readable(self._pidfd)
-
-    def said(self) -> Iterator[bytes]:
-        """What it said that nobody has heard yet."""
-        while True:
-            try:
-                packet = self.socket.recv(guardian.PACKET_SIZE)
-            except BlockingIOError:
-                return
-            except ConnectionResetError:  # it died with something of ours unread: what it said is still there
-                continue
-            if not packet:
-                return
-            yield packet
-
-    def kill(self) -> None:
-        """End it at once."""
-        self._process.kill()
-
-    async def close(self) -> None:
-        """Let it end by itself, if it can, and collect it."""
-        self.socket.close()
-        with anyio.move_on_after(CLOSE_LIMIT):
-            await self.exited()
-        self._process.kill()
-        self._process.wait()
-        os.close(self._pidfd)
-
-
-def _start(descriptor: int) -> tuple["subprocess.Popen[bytes]", int]:
-    with _signals_blocked():  # as the guard's signals will be, from its first moment on
-        process = subprocess.Popen(
-            # Without site-packages, which it does not need, and with nothing of what its environment may hold
-            # but the place of Python's own library.
-            [sys.executable, "-ISB", "-c", _BOOT, str(_ROOT), str(descriptor)],
-            env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            pass_fds=(descriptor,),
-        )
-    try:
-        return process, os.pidfd_open(process.pid)
-    except OSError:
-        process.kill()
-        process.wait()
-        raise
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @asynccontextmanager

@@ -5,7 +5,8 @@ time has come, whatever the executor is doing, and all of them when the executor
 the end of their socket. It runs without site-packages and imports next to nothing, to stay small; it does
 nothing while nothing happens. `guard` is the executor's side of it.
 
-A message is a packet of words: `READY` and `ENDED <mark>` from here; from the executor
+A message is a packet of words: `READY`, `ENDED <mark>` and `PONG` from here; from the executor `PING`, which is
+answered at once with `PONG`,
 `WATCH <mark> <session, 0 if not known yet> <deadline on the monotonic clock, or "inf">` for a new tree or a
 change, `FORGET <mark>` once nothing is left of it, `END <mark>` to have that done here.
 """
@@ -22,8 +23,8 @@ TYPE_CHECKING = False  # as in `typing`, see `members`
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-READY, ENDED = b"ready", b"ended"
-WATCH, FORGET, END = b"watch", b"forget", b"end"
+READY, ENDED, PONG = b"ready", b"ended", b"pong"
+WATCH, FORGET, END, PING = b"watch", b"forget", b"end", b"ping"
 PACKET_SIZE = 256  # bytes; more than any message has
 
 _SIGKILL = 9  # on every Linux; the module `signal` would take most of a megabyte
@@ -83,6 +84,9 @@ class Guardian:
                 continue
             if not packet:
                 return False
+            if packet == PING:
+                self._say(PONG)
+                continue
             verb, mark, *rest = packet.split()
             self._obey(verb, int(mark), rest)
 

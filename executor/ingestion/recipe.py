@@ -17,10 +17,12 @@ MAX_RECIPE: Final = 1024 * 1024  # characters; no message of the queue holds mor
 MAX_YAML: Final = 256 * 1024  # characters
 MAX_NODES: Final = 25_000  # values, aliases counted as often as they are used
 MAX_DEPTH: Final = 100  # levels
+MAX_INTEGER: Final = 1000  # characters of one in YAML: Python writes none of more than 4300 digits
 _MAX_JSON_KEY: Final = (
     80  # characters; YAML takes no key over 1024, which an escaped one reaches 12 times sooner
 )
 
+_INTEGER: Final = "tag:yaml.org,2002:int"
 _PLUGIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*", re.ASCII)
 _CLASS: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*([.:][A-Za-z0-9_-]+)+", re.ASCII)
 _ASTRAL: Final = re.compile(r"\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})|\\.")
@@ -116,7 +118,7 @@ def _parse(text: str) -> object:
         except RecursionError:
             raise _too_deep() from None
         except ValueError:  # an integer of more than 4300 digits
-            raise RecipeError("the recipe holds a number that is too long") from None
+            raise _too_long() from None
         else:
             _limit_depth(document)
             return document
@@ -126,8 +128,11 @@ def _parse(text: str) -> object:
         mark = error.problem_mark or error.context_mark
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise RecipeError(f"the recipe {not_json}is not valid YAML{where}") from None
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError):
-        # PyYAML's reader for forbidden characters; its constructors for a date or a tag that makes no sense.
+    except RecursionError:
+        raise _too_deep() from None
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError, TypeError):
+        # PyYAML's reader for forbidden characters; its constructors for a date, a number or a tag that makes no
+        # sense.
         raise RecipeError(
             f"the recipe {not_json}is not valid YAML: it holds a character that YAML forbids, or a date or "
             "number that is none"
@@ -154,6 +159,8 @@ def _expanded_size(node: yaml.Node, known: dict[yaml.Node, int], depth: int = 0)
     """How many nodes there are under a node when every alias is followed."""
     if depth > MAX_DEPTH:
         raise _too_deep()
+    if node.tag == _INTEGER and not (isinstance(node, yaml.ScalarNode) and len(node.value) <= MAX_INTEGER):
+        raise _too_long()
     if node not in known:
         children: list[yaml.Node] = []
         if isinstance(node, yaml.SequenceNode):
@@ -174,6 +181,10 @@ def _limit_depth(node: object, depth: int = 0) -> None:
 
 def _too_deep() -> RecipeError:
     return RecipeError(f"the recipe is nested more than {MAX_DEPTH} levels deep, or refers to itself")
+
+
+def _too_long() -> RecipeError:
+    return RecipeError("the recipe holds a number that is too long, or none where it says that there is one")
 
 
 def _strings(node: object) -> Iterator[str]:

@@ -5,6 +5,7 @@ import os
 import select
 import sys
 import threading
+import time
 from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -14,7 +15,8 @@ import structlog
 Event = MutableMapping[str, Any]
 
 _LAST_STANDARD_DESCRIPTOR = 2
-PATIENCE = 0.5  # seconds that the service waits for whoever reads its log, once; then it goes on without
+PATIENCE = 0.5  # seconds that the service waits for whoever reads its log, in all; then it goes on without
+_REGAINED = PATIENCE / 100  # seconds of it that each write without a wait gives back
 
 
 class LogStream:
@@ -71,16 +73,24 @@ class LogStream:
         poll = select.poll()
         poll.register(descriptor, select.POLLOUT)
         while taken < len(data):
-            if not poll.poll(self._patience * 1000):
-                self._patience = 0.0
+            at_once = bool(poll.poll(0))
+            if not at_once and not self._wait(poll):
                 break
             try:
                 # A pipe that is ready takes as much as this at once.
                 taken += os.write(descriptor, data[taken : taken + select.PIPE_BUF])
             except OSError:
                 break
-            self._patience = PATIENCE
+            if at_once:
+                self._patience = min(self._patience + _REGAINED, PATIENCE)
         return taken
+
+    def _wait(self, poll: select.poll) -> bool:
+        """Use up patience; whether the stream takes something again."""
+        began = time.monotonic()
+        ready = bool(poll.poll(self._patience * 1000))
+        self._patience = max(self._patience - (time.monotonic() - began), 0.0) if ready else 0.0
+        return ready
 
 
 def configure_logging(

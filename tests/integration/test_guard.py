@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import resource
 import shlex
 import signal
@@ -18,7 +19,7 @@ import anyio
 import pytest
 from anyio.abc import Process
 
-from executor.ingestion.guard import KILL_MARGIN, Guard, open_guard
+from executor.ingestion.guard import KILL_MARGIN, PING_PACE, Guard, open_guard
 from executor.ingestion.marks import marked
 from executor.ingestion.process import Command, ProcessStartError, run_process
 from executor.lease import Lease, LeaseEndedError
@@ -382,6 +383,37 @@ async def test_a_guard_that_dies_or_hangs_is_replaced_by_one_that_guards(
         assert second != int(running.word_after("guard"))
         running.process.kill()
         await until(lambda: script.alive() == [], GONE_WITHIN)
+
+
+async def test_a_guard_that_hangs_is_replaced_though_there_is_nothing_to_tell_it(guard: Guard) -> None:
+    lease = Lease(math.inf)
+    async with guard.watch(lease) as watch:
+        [first] = guards(os.getpid())
+        os.kill(first, signal.SIGSTOP)
+        await until(lambda: guards(os.getpid()) not in ([], [first]))
+        lease.renew(time.monotonic())
+        await assert_killed(start_sleeping(watch.mark))
+
+
+async def test_a_pause_of_the_executor_does_not_cost_it_its_guard(guard: Guard) -> None:
+    async with guard.watch(Lease(math.inf)):
+        before = guards(os.getpid())
+        await anyio.sleep(PING_PACE / 4)  # a ping is under way
+        time.sleep(2 * PING_PACE)  # noqa: ASYNC251 - it is to stop all that goes on here
+        await anyio.sleep(PING_PACE)
+        assert guards(os.getpid()) == before
+
+
+async def test_a_guard_with_nothing_to_watch_is_left_asleep(guard: Guard) -> None:
+    def woken() -> str:
+        [process] = guards(os.getpid())
+        [line] = re.findall(r"^voluntary_ctxt.*", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
+        return str(line)
+
+    await anyio.sleep(PING_PACE)  # the pings of what was watched before end
+    before = woken()
+    await anyio.sleep(1.5 * PING_PACE)
+    assert woken() == before
 
 
 async def test_without_a_guard_nothing_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

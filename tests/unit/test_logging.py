@@ -4,6 +4,7 @@ import fcntl
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -188,6 +189,31 @@ def test_a_log_whose_reader_pauses_goes_on_after_it_and_tells_what_was_lost() ->
     assert [event["event"] for event in rest] == ["log_lines_lost", "heard"]
     assert rest[0]["lines"] == count - len(first) > 0
     assert "disk full" in rest[0]["reason"]
+
+
+def test_a_reader_that_is_slower_than_the_log_is_not_waited_for_at_every_line() -> None:
+    count, page, pause = 60, 4096, 0.3  # seconds: less than the service waits in all
+    texts: list[str] = []
+    with pipe() as (reader, _):
+        done = threading.Event()
+
+        def read_slowly() -> None:
+            while not done.wait(pause):
+                texts.append(os.read(reader, page).decode())
+
+        thread = threading.Thread(target=read_slowly)
+        thread.start()
+        for number in range(count):
+            structlog.get_logger().info("counted", number=number, padding="x" * (page - 200))
+        done.set()
+        thread.join()
+        rest = "\n".join(lines_in(reader))
+        structlog.get_logger().info("heard")
+        last = [json.loads(line) for line in lines_in(reader) if line]
+        os.close(reader)
+    assert last[-1]["event"] == "heard"
+    assert ("".join(texts) + rest).count('"counted"') < count
+    assert "log_lines_lost" in "".join(texts) + rest + json.dumps(last)
 
 
 def test_a_line_that_was_taken_in_part_spoils_no_other() -> None:

@@ -87,6 +87,21 @@ def test_a_class_of_ones_own_needs_no_extra(source_type: str, plugin: str | None
         ("source: {type: file, at: !!bool hunter2}", "date"),
         ("source: 1\n---\nsource: 2", "line 2"),
         ('{"source": ' + "9" * 5000 + "}", "too long"),
+        ("source: {type: file, at: 1:" + "59:" * 180 + "59.5, password: hunter2}", "number"),
+        ("source: {type: file, at: 1" + ":59" * 5000 + ", password: hunter2}", "too long"),
+        ("source: {type: file, at: 0x" + "f" * 5000 + ", password: hunter2}", "too long"),
+        ("source: {type: file, at: !!int {=: '0x" + "f" * 5000 + "'}, password: hunter2}", "too long"),
+        ("source: {type: file, at: !!timestamp {=: hunter2}}", "date"),
+        ("source: {type: file, at: !!timestamp {=: 2024-01-31}, password: hunter2}", "date"),
+        ("source: {type: file, at: 2024-01-31 00:00:00 +99:00, password: hunter2}", "date"),
+        ("source: {type: file, at: !!float '', password: hunter2}", "number"),
+        ("source: {type: file, at: !!int '', password: hunter2}", "number"),
+        ("source: {type: file, at: !!bool {=: hunter2}}", "date"),
+        ("source: {type: file, at: !!binary hunter2}", "line 1"),
+        ("source: {type: file, ? [hunter2] : 1}", "line 1"),
+        ("source: {type: file, <<: hunter2}", "line 1"),
+        ("source: {type: file, at: !!omap [hunter2]}", "line 1"),
+        ("source: !!set {type, hunter2}", "`source`"),
     ],
 )
 def test_what_is_no_recipe_is_refused_in_words_without_quoting_it(text: str, words: str) -> None:
@@ -136,6 +151,28 @@ def test_a_yaml_bomb_is_refused_before_it_goes_off(level: str, levels: int) -> N
         lines.append(f"n{number}: " + level.format(f"n{number}", inner))
     with pytest.raises(RecipeError, match=f"{MAX_NODES:,}|levels"):
         parse_recipe("\n".join([*lines, "source: {type: file}"]))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "0x" + "f" * 998,
+        "1" + ":59" * 333,
+        "1:" + "59:" * 150 + "59.5",
+        "!!set {'${A}'}",
+        "!!omap [{k: '${A}'}]",
+        "!!pairs [{k: v}]",
+        "{? 0001-01-01 00:00:00 +05:00 : 9999-12-31 23:59:59 -05:00}",
+        "!!binary aGk=",
+        "{.nan: .inf, ~: 2, 1: !!str {=: x}}",
+    ],
+)
+@pytest.mark.parametrize("version", [NEW, OLD])
+def test_odd_values_of_yaml_go_to_the_cli(value: str, version: Version) -> None:
+    recipe = parse_recipe(f"source: {{type: file, at: {value}}}").with_run_id("exec-1")
+    assert recipe.source_type == "file"
+    assert recipe.references.required <= {"A"}
+    assert stdin_for(version, recipe, {"A": "alpha"}).isascii()
 
 
 def test_the_run_id_is_the_execution_requests() -> None:
