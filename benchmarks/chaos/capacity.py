@@ -35,6 +35,17 @@ def overlap(spans: Sequence[Span], begin: float, end: float) -> float:
     return sum(max(0.0, min(end, span[1]) - max(begin, span[0])) for span in spans)
 
 
+def united(spans: Sequence[Span]) -> list[Span]:
+    """The same times, in spans that do not overlap each other."""
+    found: list[Span] = []
+    for begin, end in sorted(span for span in spans if span[0] < span[1]):
+        if found and begin <= found[-1][1]:
+            found[-1] = found[-1][0], max(found[-1][1], end)
+        else:
+            found.append((begin, end))
+    return found
+
+
 def _taken(marks: Sequence[Mark], struck: Sequence[Struck]) -> Iterator[tuple[int, Span]]:
     """Which executor had a slot taken, and when.
 

@@ -11,7 +11,8 @@ from functools import cached_property
 from itertools import pairwise
 from typing import TypeVar
 
-from benchmarks.chaos.capacity import nobody_able, overlap
+from benchmarks.chaos.capacity import Span, nobody_able, overlap, united
+from benchmarks.chaos.faults import Fault
 from benchmarks.chaos.records import Handed, Mark, Stored, Struck, Takeover
 
 HIDDEN = 5 / 6  # of a lease: how long the queue hides a message, see docs/guarantees.md
@@ -98,9 +99,11 @@ class Evidence:
 
         Counted from the signal, but:
 
-        - Where the message was handed to an executor that a fault then struck before it started the run (or was
-          handed to nobody, the answer being lost), from that fault on, since SQS hides the message anew; if the
-          fault took DataHub away, from its end, since a request waits for DataHub with its lease held.
+        - Where the message was handed to an executor that then could not start it, from that on, since SQS hides
+          the message anew: it was killed, drained, or stopped beyond its lease; it was cut off from SQS for longer
+          than the queue hides a message, which was handed out again after that; or the answer was lost, or may have
+          been, in a cut that was under way.
+        - Without the time in which its receiver was cut off from DataHub: a request waits for it, its lease held.
         - Without the time, after the queue showed the message again, in which every executor was dead, stopped, cut
           off from a server, or had all of its slots taken, by processes or by requests whose owner it looked for:
           DataHub or SQS cut for all is such a time. See `capacity`.
@@ -128,21 +131,47 @@ class Evidence:
 
     def _takeover(self, exec_id: str, struck: Struck, after: float) -> Takeover:
         start = struck.began
+        waits: list[Span] = []
         handed = [one for one in self._handed_of.get(exec_id, ()) if struck.began < one.at <= after]
         for place, one in enumerate(handed):
-            end = handed[place + 1].at if place + 1 < len(handed) else after
-            start = max([start, *self._in_the_way(one, end)])
+            again = place + 1 < len(handed)
+            end = handed[place + 1].at if again else after
+            start = max([start, *self._in_the_way(one, end, again=again)])
+            waits += self._waits_for_datahub(one, end)
         shown = start + self.lease * HIDDEN  # at the latest: until then nobody could have received it
-        seconds = after - start - overlap(self._nobody_able, shown, after)
+        excused = [(max(begin, shown), end) for begin, end in self._nobody_able]
+        excused += [(max(begin, start), end) for begin, end in waits]
+        seconds = after - start - overlap(united(excused), start, after)
         return Takeover(exec_id, struck.fault.name, struck.began, seconds, after - struck.began)
 
-    def _in_the_way(self, handed: Handed, until: float) -> Iterator[float]:
-        """When faults, or a lost answer, kept the receiver of a message from starting it."""
-        yield handed.at if handed.lost else 0.0
+    def _in_the_way(self, handed: Handed, until: float, *, again: bool) -> Iterator[float]:
+        """When faults, or a lost answer, kept the receiver of a message from ever starting it.
+
+        `until`: its next hand-out, if it was handed out `again`, or its start.
+        """
+        if handed.lost:
+            yield handed.at
+        for struck in self._meanwhile(handed, until):
+            under_way = struck.began <= handed.at and again
+            lasts = struck.ended - struck.began
+            match struck.fault:
+                case Fault(kind="kill" | "drain"):
+                    yield max(struck.began, handed.at)
+                case Fault(kind="stop") if lasts > self.lease:
+                    yield max(struck.began, handed.at)
+                case Fault(server="sqs") if under_way or (again and lasts > self.lease * HIDDEN):
+                    yield max(struck.began, handed.at)
+
+    def _waits_for_datahub(self, handed: Handed, until: float) -> Iterator[Span]:
+        for struck in self._meanwhile(handed, until):
+            if struck.fault.server == "datahub":
+                yield max(struck.began, handed.at), min(struck.ended, until)
+
+    def _meanwhile(self, handed: Handed, until: float) -> Iterator[Struck]:
+        """The faults of a message's receiver from its hand-out on."""
         for struck in self.struck:
             if struck.touches(handed.executor) and struck.began <= until and struck.ended >= handed.at:
-                waits = struck.fault.server == "datahub"
-                yield min(struck.ended, until) if waits else max(struck.began, handed.at)
+                yield struck
 
     @cached_property
     def _nobody_able(self) -> list[tuple[float, float]]:

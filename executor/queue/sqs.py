@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import aiohttp
 import anyio
 from aiobotocore.config import AioConfig
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, HTTPClientError
+from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from executor.queue.batcher import BATCH_LIMIT, Batcher
 from executor.queue.delivery import Delivery, LeaseLostError, QueueDeniedError, QueueError
@@ -70,9 +72,8 @@ class SqsQueue:
         Raises:
             QueueError: the queue could not be asked.
         """
-        asked_at = anyio.current_time()
         with errors_in_words(self.url):
-            answer = await self._call(
+            asked_at, answer = await self._timed_call(
                 "receive_message",
                 MaxNumberOfMessages=min(limit, BATCH_LIMIT),
                 WaitTimeSeconds=self.long_poll if wait else 0,
@@ -214,6 +215,22 @@ class SqsQueue:
 
     async def _call(self, operation: str, **arguments: object) -> Mapping[str, Any]:
         """Raises anything: callers read the answer within `errors_in_words`, too."""
+        _, answer = await self._timed_call(operation, **arguments)
+        return answer
+
+    async def _timed_call(self, operation: str, **arguments: object) -> tuple[float, Mapping[str, Any]]:
+        """The answer, and when it was asked for (monotonic, seconds). Raises like `_call`.
+
+        The callers wait out an outage; one repetition here hides a connection that was dropped.
+        """
+        asked_at = anyio.current_time()
+        try:
+            return asked_at, await self._call_once(operation, **arguments)
+        except (BotoConnectionError, HTTPClientError, aiohttp.ClientError):
+            asked_at = anyio.current_time()
+            return asked_at, await self._call_once(operation, **arguments)
+
+    async def _call_once(self, operation: str, **arguments: object) -> Mapping[str, Any]:
         try:
             answer: Mapping[str, Any] = await getattr(self._client, operation)(QueueUrl=self.url, **arguments)
         except ClientError as error:
@@ -245,8 +262,9 @@ async def open_queue(
         connect_timeout=CONNECT_TIMEOUT,
         read_timeout=LONG_POLL_LIMIT + READ_TIMEOUT,
         max_pool_connections=32,
-        # The callers wait out an outage; one repetition here hides a connection that was dropped.
-        retries={"mode": "standard", "total_max_attempts": 2},
+        retries={
+            "total_max_attempts": 1
+        },  # we repeat calls ourselves: a lease counts from before the last one
         tcp_keepalive=True,
     )
     async with AsyncExitStack() as stack:

@@ -4,13 +4,17 @@ Rules, by the names that a breach is reported under:
 
 * `two processes`: never two living processes of one request.
 * `deleted too early`: a request's message is deleted only once its terminal status is stored, or while another
-  message of the request is on the queue; a signal's only once the kill is recorded.
-* `not ended`: every request ends, once nothing goes wrong any more. Excused is one whose last message the queue's
-  redrive policy took away.
+  message of the request is on the queue and the claim of a RUNNING request does not name the deleted one; a
+  signal's only once the kill is recorded.
+* `not ended`: every request ends, once nothing goes wrong any more. Excused, and counted, is one each message of
+  which is gone, by the queue's redrive policy or, beside others, deleted.
+* `killed in vain`: no process starts once a kill was recorded for long enough to be seen by an executor that can
+  reach DataHub; no kill's message goes to the dead-letter queue before the kill is recorded.
 * `overwritten`: a terminal status is never followed by another status.
 * `unfounded`: no SUCCESS without a process that ended with exit code 0, no CANCELLED without a kill, no FAILURE
   without a cause.
-* `ended alive`: neither a terminal status nor UP_FOR_RETRY is stored while a process of the request lives.
+* `ended alive`: neither a terminal status nor UP_FOR_RETRY is stored while a process of the request lives. Where
+  the server ignores conditions, a write of a former owner that arrives late is excused.
 * `leaked`: an executor that has stopped, or has nothing to do, holds no run and no slot.
 * `too many attempts`: at most `max_attempts` + 1 processes of a request.
 * `broken`: no exception reaches the edge of a run, of a loop, or of the service.
@@ -22,13 +26,14 @@ request that was delivered by one message, one copy at a time.
 One hole is known, and counted apart. While the owner's lease lasts, a second copy of a message, its handle valid
 beside the first one's, reaches an executor while the owner can't tell DataHub that it lives, being stopped or cut
 off; or the copy's handle replaces the first one while the owner is stopped, so that it can't notice. Nobody can
-tell that from its death.
+tell that from its death. It is excused only if DataHub stored no write of that owner's for a whole proof period.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from executor.claim import OWNER
 from tests.simulation.datahub_server import IMMUTABLE
 from tests.simulation.plan import settings_of
 
@@ -39,8 +44,11 @@ if TYPE_CHECKING:
     from tests.simulation.sqs_server import Copy
     from tests.simulation.world import World
 
+BEAT, MESSAGE = "executorBeat", "executorMessage"  # properties, see docs/guarantees.md
 TERMINAL = IMMUTABLE | {"FAILURE"}
 HOLE_SLACK = 3.0  # seconds beyond a proof period: a beat's interval, and the time that the looks take
+KILL_SLACK = 3.0  # seconds beyond two poll intervals: the time that the looks take
+FORGETS = 20.0  # seconds that an executor waits, after a failed look for kills, until the next one
 
 
 @dataclass(slots=True)
@@ -49,6 +57,13 @@ class Record:
 
     processes: "list[SimProcess]" = field(default_factory=list)
     claims: set[str] = field(default_factory=set)  # owners that wrote RUNNING
+    written: dict[str, tuple[str, float]] = field(
+        default_factory=dict
+    )  # by owner: its last beat, when stored
+    sent: set[str] = field(default_factory=set)  # its messages
+    gone: set[str] = field(default_factory=set)  # those that were deleted, or went to the dead-letter queue
+    redriven: bool = False  # one of them went there
+    killed_at: float | None = None  # when a kill was first recorded
     kill_asked: bool = False
     unbuilt: bool = False
     many: bool = False  # more than one message, or copy, of it was there
@@ -100,6 +115,10 @@ class Checks:
             "process", exec_id, "of", process.executor.name, "starts, its lease ends at", process.lease.ends
         )
         alive = record.alive()
+        worker = process.executor.worker
+        if worker is not None and (run := worker.active.get(exec_id)) is not None:
+            process.owner = run.reporter.claim.owner
+        self._look_for_kill(record, process)
         if record.processes:
             world.counts["takeovers"] += 1
         record.processes.append(process)
@@ -121,13 +140,16 @@ class Checks:
         properties: dict[str, str],
         executor: "SimExecutor",
     ) -> None:
-        """A state of a request was stored."""
-        record = self.records[exec_id]
+        """A state of a request was stored, by a write that came with these properties."""
+        record, writer = self.records[exec_id], properties.get(OWNER, executor.name)
+        beat = properties.get(BEAT, "")
+        if record.written.get(writer, ("", 0.0))[0] != beat:  # else it is another executor's, that passes on
+            record.written[writer] = beat, self._world.now
         record.ended = record.ended or after in TERMINAL
         attempt = properties.get("executorAttempt", "0")
         record.attempts = max(record.attempts, int(attempt))
         if after == "RUNNING":
-            record.claims.add(properties.get("executorRun", executor.name))
+            record.claims.add(writer)
         if self._tells_apart(record):
             # Without conditions a write that arrives late may cover a FAILURE: docs/guarantees.md.
             kept = self._world.plan.server.conditions or before != "FAILURE"
@@ -137,22 +159,58 @@ class Checks:
                 self._breach("unfounded", f"{exec_id}: {after} of {executor.name}, {reason}")
         alive = record.alive()
         if after != "RUNNING" and alive and not self._excused(record, alive[0]):
-            self._breach(
-                "ended alive", f"{exec_id}: {after} of {executor.name}, {alive[0].executor.name} runs it"
-            )
+            if not self._world.plan.server.conditions and writer in record.claims - {alive[0].owner}:
+                self._world.counts["excused: a late write of a former owner, without conditions"] += 1
+            else:
+                self._breach(
+                    "ended alive", f"{exec_id}: {after} of {writer}, {alive[0].executor.name} runs it"
+                )
 
     def deleted(self, copy: "Copy") -> None:
         """A message is about to be deleted."""
-        entity = self._world.datahub.entities[copy.exec_id]
+        entity, record = self._world.datahub.entities[copy.exec_id], self.records[copy.exec_id]
+        status = entity.value.get("status")
         if copy.signal:
             if entity.signal is None:
                 self._breach("deleted too early", f"a signal for {copy.exec_id}, which is not recorded")
-        elif self._world.sqs.others(copy):
+            return
+        record.gone.add(copy.message_id)
+        if record.ended and (status in TERMINAL or not self._world.plan.server.conditions):
+            return
+        if not self._world.sqs.others(copy):
+            self._breach("deleted too early", f"{copy.exec_id} is {status}")
+        elif status == "RUNNING" and entity.properties.get(MESSAGE) == copy.message_id:
+            self._breach("deleted too early", f"{copy.exec_id} runs under {copy.message_id}, says DataHub")
+        else:
             self._world.counts["deleted beside another message"] += 1
-        elif not (self.records[copy.exec_id].ended and entity.value.get("status") in TERMINAL) and (
-            self._world.plan.server.conditions or not self.records[copy.exec_id].ended
-        ):
-            self._breach("deleted too early", f"{copy.exec_id} is {entity.value.get('status')}")
+
+    def sent(self, copy: "Copy") -> None:
+        """A message is put on the queue."""
+        if not copy.signal:
+            self.records[copy.exec_id].sent.add(copy.message_id)
+
+    def redriven(self, copy: "Copy") -> None:
+        """A message goes to the dead-letter queue."""
+        record = self.records[copy.exec_id]
+        if not copy.signal:
+            record.redriven = True
+            record.gone.add(copy.message_id)
+        elif record.killed_at is None:
+            self._breach(
+                "killed in vain", f"{copy.exec_id}: its kill went to the dead-letter queue unrecorded"
+            )
+
+    def kill_recorded(self, exec_id: str) -> None:
+        """DataHub holds a kill."""
+        record = self.records[exec_id]
+        if record.killed_at is None:
+            record.killed_at = self._world.now
+
+    def taken_away(self, exec_id: str) -> bool:
+        """Whether no message of it is left, nor can come: the dead-letter queue has it, nobody is told any more."""
+        record = self.records[exec_id]
+        here = any(copy.exec_id == exec_id and not copy.signal for copy in self._world.sqs.copies)
+        return record.redriven and record.sent == record.gone and not here
 
     def drained(self, worker: "Worker") -> None:
         """An executor has nothing to do."""
@@ -169,6 +227,19 @@ class Checks:
     def _tells_apart(self, record: Record) -> bool:
         return self._world.plan.server.fences or not record.many
 
+    def _look_for_kill(self, record: Record, process: "SimProcess") -> None:
+        world, executor = self._world, process.executor
+        patience = 2 * settings_of(world.plan).signal_poll_interval + KILL_SLACK
+        if record.killed_at is None or world.now - record.killed_at <= patience:
+            return
+        cut = world.network.is_cut(executor.index, "datahub")
+        if executor.loop.paused or cut or world.now - executor.blind_at <= patience + FORGETS:
+            world.counts["excused: started, as the kill could not be read"] += 1
+            return
+        self._breach(
+            "killed in vain", f"{process.exec_id} starts, the kill was recorded at {record.killed_at:.3f}"
+        )
+
     def _excused(self, record: Record, process: "SimProcess") -> bool:
         if not self._tells_apart(record):
             self._world.counts["excused: a server that can't tell claims apart"] += 1
@@ -176,7 +247,10 @@ class Checks:
         if self._world.now > process.lease.ends:
             return False
         owner = process.executor
-        window = settings_of(self._world.plan).proof_period + HOLE_SLACK
+        proof_period = settings_of(self._world.plan).proof_period
+        window = proof_period + HOLE_SLACK
+        if self._world.now - record.written.get(process.owner, ("", 0.0))[1] < proof_period:
+            return False
         cut = self._world.network.is_cut(owner.index, "datahub")
         hampered = owner.loop.paused or cut or self._world.now - owner.hampered_at <= window
         stopped = owner.loop.paused or self._world.now - owner.woke_at <= window

@@ -24,3 +24,4 @@ def no_rule_is_broken(part: int) -> None:
         "hand-over messages sent",
     ):
         assert counts[fault] > CHUNK / 100, f"{fault}: {counts[fault]}"
+    assert counts["claims that ran out"] > CHUNK / 1000, counts["claims that ran out"]

@@ -47,6 +47,7 @@ class DataHubServer:
         """The cancel button."""
         self.entities[exec_id].signal = {"signal": "KILL", "executorId": EXECUTOR_ID}
         self._world.tell("datahub", "kill recorded", exec_id)
+        self._world.checks.kill_recorded(exec_id)
 
     def answer(self, operation: str, path: str, body: Any, executor: "SimExecutor") -> Any:
         """What it says to a call."""

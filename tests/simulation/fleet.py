@@ -34,6 +34,7 @@ class SimExecutor:
         self.on_wake: list[Callable[[], None]] = []
         self.woke_at = -1000.0  # when it last was continued
         self.hampered_at = -1000.0  # when it last failed to reach DataHub, or stood still
+        self.blind_at = -1000.0  # when its last life failed to reach DataHub, or stood still
         self.worker: Worker | None = None
         self._world = world
         self._stopping: StopRequest | None = None
@@ -52,7 +53,7 @@ class SimExecutor:
         self.alive = True
         self.generation += 1
         self.processes = []
-        self.hampered_at = self._world.now
+        self.hampered_at, self.blind_at = self._world.now, -1000.0
         self.loop = Loop(self._world.kernel, self.index, self._unhandled)
         self._world.tell(self.name, "starts")
         self.loop.post(self._begin, self.loop)
@@ -73,6 +74,7 @@ class SimExecutor:
             clock=lambda: EPOCH + loop.time(),
             chance=random.Random(world.chance.getrandbits(32)),
             token=self._token,
+            claim_term=plan.claim_term,
         )
         queue = SqsQueue(
             SqsClient(world, self), QUEUE_URL, settings.message_visibility, settings.message_hold_limit
@@ -128,7 +130,7 @@ class SimExecutor:
         if loop.closed or not loop.paused:
             return
         self._world.tell(self.name, "goes on")
-        self.hampered_at = self.woke_at = self._world.now
+        self.hampered_at = self.blind_at = self.woke_at = self._world.now
         sends, self.on_wake = self.on_wake, []
         for send in sends:
             send()

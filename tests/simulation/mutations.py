@@ -1,19 +1,26 @@
-"""Rules of the shipped code, broken on purpose one at a time, to see that the simulation notices."""
+"""Rules of the shipped code, broken on purpose one at a time, to see that the simulation notices.
+
+What a name calls "of the world" is a rule that the simulation keeps in the shipped code's stead: that shows that
+the checks notice, not that the shipped code keeps it, as tests/integration/test_guard.py and test_process.py do.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
 import anyio
 from anyio.lowlevel import checkpoint
 
-from executor import claiming, pool
+from executor import claiming, pool, run
 from executor.claiming import Claims
 from executor.datahub import client
 from executor.datahub.client import DataHub
+from executor.datahub.state import StoredState
 from executor.handover import Handover
+from executor.heartbeat import Heartbeat
+from executor.lease import Lease
 from executor.queue.sqs import SqsQueue
 from executor.reporter import Reporter
 from executor.run import Phase
@@ -81,6 +88,13 @@ async def _adopt_anything(self: Reporter) -> None:
     self.adopt(await self._datahub.stored_state(self.exec_id))
 
 
+_stored_state = DataHub.stored_state
+
+
+async def _never_killed(self: DataHub, exec_id: str) -> StoredState:
+    return replace(await _stored_state(self, exec_id), killed=False)
+
+
 async def _all_killed(_: DataHub, exec_ids: Any) -> set[str]:
     await checkpoint()
     return set(exec_ids)
@@ -91,7 +105,11 @@ async def _hand_over_blindly(self: Handover, run: Any) -> None:
     await self._send(run, run.delivery)
 
 
-def _never_due(*_: object) -> bool:
+def _always(*_: object) -> bool:
+    return True
+
+
+def _never(*_: object) -> bool:
     return False
 
 
@@ -108,13 +126,24 @@ def _no_effect(*_: object, **__: object) -> None:
     return
 
 
-TWO, ALIVE, EARLY = "two processes", "ended alive", "deleted too early"
+class EndlessLease(Lease):
+    """One that the guard is never told the end of."""
+
+    def __init__(self, _ends: float) -> None:
+        super().__init__(float("inf"))
+
+    def renew(self, ends: float) -> None:
+        """It has no end."""
+
+
+TWO, ALIVE, EARLY, VAIN = "two processes", "ended alive", "deleted too early", "killed in vain"
 
 MUTATIONS = (
     Mutation(
         "a lease is extended without asking", (TWO, ALIVE), [(SqsQueue, "extend", _extend_without_asking)]
     ),
-    Mutation("the guard kills too late", (TWO, ALIVE), [(processes, "KILL_MARGIN", -60.0)]),
+    Mutation("processes get a lease without an end", (TWO, ALIVE), [(run, "Lease", EndlessLease)]),
+    Mutation("of the world: the guard kills too late", (TWO, ALIVE), [(processes, "KILL_MARGIN", -60.0)]),
     Mutation(
         "the message is deleted before the end is stored",
         (EARLY,),
@@ -127,14 +156,14 @@ MUTATIONS = (
     Mutation(
         "a message that came back proves its owner's death", (TWO, ALIVE), [(Claims, "_watch", _nothing)]
     ),
-    Mutation("an owner gives no sign of life", (TWO, ALIVE), [(Reporter, "beat_due", _never_due)]),
+    Mutation("an owner gives no sign of life", (TWO, ALIVE), [(Reporter, "beat_due", _never)]),
     Mutation(
         "a superseded owner writes on",
         ("overwritten", TWO, ALIVE, "unfounded"),
         [(Reporter, "_read_again", _adopt_anything)],
     ),
     Mutation(
-        "a run is given back before its process is dead",
+        "of the world: a run is given back before its process is dead",
         (ALIVE, TWO),
         [(processes.SimIngestion, "_end", _nothing)],
     ),
@@ -148,6 +177,16 @@ MUTATIONS = (
         "the old message goes before the fresh one is held",
         (EARLY,),
         [(Handover, "_hand_over", _hand_over_blindly)],
+    ),
+    Mutation(
+        "the old message goes before the claim names the fresh one",
+        (EARLY,),
+        [(Reporter, "recorded", _always)],
+    ),
+    Mutation("the claim's term is not kept", (TWO, ALIVE), [(Reporter, "term_over", _never)]),
+    Mutation("a kill is not read at the claim", (VAIN,), [(DataHub, "stored_state", _never_killed)]),
+    Mutation(
+        "kills are not looked for while a run is prepared", (VAIN,), [(Heartbeat, "_stop_killed", _nothing)]
     ),
     Mutation("messages are never let go", ("broken",), [(Settlement, "_dispose", _nothing)]),
 )

@@ -149,6 +149,7 @@ class _Call:
         """Until then its executor may not have told DataHub what it wanted to."""
         if self.server == "datahub":
             self.executor.hampered_at = max(self.executor.hampered_at, until)
+            self.executor.blind_at = max(self.executor.blind_at, until)
 
     def _deliver(self, answer: Any) -> None:
         if isinstance(answer, Exception) or self.world.now > self.sent_at + 1:

@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass
 from functools import cache
 
+from executor.claim import CLAIM_TERM
 from executor.settings import Settings, load_settings
 
 EXECUTOR_ID = "remote"
@@ -12,6 +13,8 @@ EPOCH = 1_700_000_000.0  # when the virtual clock starts, seconds
 FAULTS = (
     "crash", "pause", "stop", "hurry", "cut_queue", "cut_datahub", "cut_datahub_all", "cut_queue_all",
 )  # fmt: skip
+SHARE_OF_SHORT_TERMS = 0.25
+SHARE_OF_TERMS_THAT_END = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Plan:
     twins: bool  # both handles of a duplicate are valid
     redrive: int | None  # maxReceiveCount
     refuses_term: float  # share of the processes that ignore SIGTERM
+    claim_term: float = CLAIM_TERM  # seconds
 
 
 def draw(seed: int) -> Plan:
@@ -86,7 +90,7 @@ def draw(seed: int) -> Plan:
         server = Server(
             conditions=chance.random() < 0.5, properties=chance.random() < 0.5, patches=chance.random() < 0.7
         )
-    return Plan(
+    plan = Plan(
         seed=seed,
         lease=lease,
         hold_limit=hold_limit,
@@ -99,15 +103,33 @@ def draw(seed: int) -> Plan:
         faults=faults,
         calm=span,
         longest_run=_longest_run(chance, lease, hold_limit),
-        longest_build=chance.choice((0.1, 1.0, lease * 1.5)),
+        longest_build=chance.choice((0.1, 1.0, lease * 2.5)),
         loss=chance.choice((0.0, 0.02, 0.1)) if faulty else 0.0,
         slow=chance.choice((0.0, 0.02, 0.1)) if faulty else 0.0,
         duplicates=chance.choice((0.0, 0.0, 0.2, 0.5)) if faulty else 0.0,
         stumbles=chance.choice((0.0, 0.0, 0.01, 0.03)) if "pause" in kinds else 0.0,
         twins=chance.random() < 0.5,
-        redrive=chance.choice((None, None, None, 6)),
+        redrive=chance.choice((None, None, None, 5, 8)),
         refuses_term=chance.choice((0.0, 0.3)),
     )
+    if chance.random() < SHARE_OF_SHORT_TERMS:
+        plan.claim_term = lease * chance.uniform(1.5, 3.0)
+    if chance.random() < SHARE_OF_TERMS_THAT_END:
+        _let_terms_end(plan, chance)
+    return plan
+
+
+def _let_terms_end(plan: Plan, chance: random.Random) -> None:
+    """A long run has a second message, while its owner can't tell DataHub for a claim's term that it lives."""
+    plan.claim_term = plan.lease * chance.uniform(1.5, 3.0)
+    plan.calm = 25.0 * plan.lease
+    plan.longest_run = 30.0 * plan.lease
+    plan.longest_build = 1.0
+    plan.requests = [
+        Request("run-0", at=0.0, kind="request", twice=chance.uniform(0.0, 2.0 * plan.lease)),
+    ]
+    cuts = [(chance.uniform(0.5, 2.5) * plan.lease, "cut_datahub_long", chance.randrange(plan.executors))]
+    plan.faults = sorted([*plan.faults[:1], *cuts])
 
 
 def _longest_run(chance: random.Random, lease: int, hold_limit: int) -> float:

@@ -43,6 +43,7 @@ class SimProcess:
         self.exec_id = exec_id
         self.executor = executor
         self.generation = executor.generation
+        self.owner = ""  # of the claim that it runs under
         self.lease = lease
         self.alive = True
         self.returncode: int | None = None

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 # Events that tell of a defect: an exception that only the edge of a run caught.
 DEFECTS = frozenset({"run_failed_internally", "settling_failed_internally"})
 
+# What only the log tells of, and what it is counted as.
+COUNTED = {"claim_running_out": "claims that ran out"}
+
 
 class Scope(backend.CancelScope):
     """A cancel scope that hashes the same in every process: scopes are cancelled in the order of a set."""
@@ -43,6 +46,8 @@ class Log:
         return Log(None, None, {**self._context, **values})
 
     def _log(self, event: str, **values: object) -> None:
+        if self.world is not None and event in COUNTED:
+            self.world.counts[COUNTED[event]] += 1
         if self.world is not None and self.world.recorded:
             shown = {key: value for key, value in {**self._context, **values}.items() if value is not None}
             self.world.tell("  log", event, *(f"{key}={value}" for key, value in shown.items()))

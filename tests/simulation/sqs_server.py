@@ -66,7 +66,6 @@ class SqsServer:
         self._by_handle: dict[str, Copy] = {}
         self._waiters: list[_Waiter] = []
         self._count = 0
-        self.redriven: set[str] = set()
 
     def others(self, copy: Copy) -> bool:
         """Whether another message of the same request is on the queue."""
@@ -82,6 +81,7 @@ class SqsServer:
         self._count += 1
         copy = Copy(f"m{self._count}", body, exec_id, self._world.now, attributes, signal=signal)
         self.copies.append(copy)
+        self._world.checks.sent(copy)
         self._hide(copy, delay)
         self._world.tell("sqs", "sent", copy.message_id, exec_id)
         return copy.message_id
@@ -183,7 +183,7 @@ class SqsServer:
             return False
         self._world.counts["redriven"] += 1
         self._world.tell("sqs", "to the dead-letter queue", copy.message_id, copy.exec_id)
-        self.redriven.add(copy.exec_id)
+        self._world.checks.redriven(copy)
         self._remove(copy)
         return True
 

@@ -88,6 +88,9 @@ class World:
             kernel.run(plan.calm + LONGEST_CALM)
             if self.checks.breach is None and not kernel.done:
                 self._complain()
+            for exec_id in self.datahub.entities:
+                if not self._ended(exec_id):
+                    self.counts["left unended to the dead-letter queue"] += self.checks.breach is None
             for executor in self.executors:
                 executor.loop.close()
         return Outcome(plan.seed, self.checks.breach, self.counts, kernel.now, kernel.steps, self.story)
@@ -138,6 +141,8 @@ class World:
             return
         self.counts[f"fault: {kind}"] += 1
         away = self.now + self.plan.lease * self.chance.choice((0.2, 0.7, 1.5, 3.0))
+        if kind == "cut_datahub_long":
+            away = self.now + self.plan.claim_term * self.chance.uniform(1.0, 10.0)
         if kind == "crash":
             self._crash(executor)
         elif kind == "pause":
@@ -202,7 +207,7 @@ class World:
         if any(copy.visible_at < self.now + FAR for copy in self.sqs.copies):
             return False
         for exec_id in self.datahub.entities:
-            if not self._ended(exec_id) and not self._taken_away(exec_id):
+            if not self._ended(exec_id) and not self.checks.taken_away(exec_id):
                 return False
         return all(
             not executor.alive or (executor.worker is not None and not len(executor.worker.active))
@@ -214,14 +219,9 @@ class World:
         ended = self.checks.records[exec_id].ended and not self.plan.server.conditions
         return ended or self.datahub.status(exec_id) in TERMINAL
 
-    def _taken_away(self, exec_id: str) -> bool:
-        """The dead-letter queue has it: it does not end, as nobody is told of it any more."""
-        here = any(copy.exec_id == exec_id and not copy.signal for copy in self.sqs.copies)
-        return exec_id in self.sqs.redriven and not here
-
     def _complain(self) -> None:
         for exec_id in self.datahub.entities:
-            if not self._ended(exec_id) and not self._taken_away(exec_id):
+            if not self._ended(exec_id) and not self.checks.taken_away(exec_id):
                 self.checks.not_ended(exec_id)
                 return
         self.checks.broken("an executor does not come to rest, or a message is never let go")

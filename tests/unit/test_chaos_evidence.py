@@ -178,11 +178,52 @@ def test_an_answer_that_reached_nobody_starts_the_count_anew() -> None:
     assert takeover.seconds == 20
 
 
-def test_a_request_that_waited_for_datahub_counts_from_its_return() -> None:
+def test_the_time_in_which_a_request_waited_for_datahub_does_not_count() -> None:
     faults = struck("kill", 10, 11, 0), struck("half-open", 25, 55, 1, server="datahub")
     marks = began(1), began(58, executor=1, pid=2)
     [takeover] = evidence(*marks, faults=faults, handed=(Handed("r", 1, 30),)).takeovers()
-    assert takeover.seconds == 3
+    assert takeover.seconds == 48 - (55 - 30)
+
+
+def test_a_cut_of_datahub_for_all_is_taken_off_once() -> None:
+    faults = struck("kill", 10, 11, 0), struck("refused", 32, 42, 0, 1, server="datahub")
+    marks = began(1), began(50, executor=1, pid=2)
+    [takeover] = evidence(*marks, faults=faults, handed=(Handed("r", 1, 30),)).takeovers()
+    assert takeover.seconds == 40 - 10
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        struck("refused", 39, 40, 1, server="sqs"),  # shorter than the lease
+        struck("refused", 59, 90, 1, server="sqs"),  # long, but it was started nevertheless
+        struck("stop", 39, 40, 1),
+        struck("kill", 39, 40, 0, life=2),  # of another one
+    ],
+)
+def test_a_fault_that_does_not_take_the_message_from_its_receiver_changes_nothing(harmless: Struck) -> None:
+    marks = began(1), began(60, executor=1, pid=2)
+    faults = struck("kill", 5, 6, 0), harmless
+    [takeover] = evidence(*marks, faults=faults, handed=(Handed("r", 1, 22),)).takeovers()
+    assert takeover.seconds == 55
+
+
+@pytest.mark.parametrize(
+    ("fatal", "since"),
+    [
+        (struck("drain", 30, 35, 1), 30),
+        (struck("stop", 30, 30 + LEASE + 1, 1), 30),
+        (struck("refused", 30, 30 + LEASE, 1, server="sqs"), 30),
+        (struck("half-open", 21, 23, 1, server="sqs"), 22),  # the answer may have been lost
+    ],
+)
+def test_a_fault_that_takes_the_message_from_its_receiver_starts_the_count_anew(
+    fatal: Struck, since: float
+) -> None:
+    handed = Handed("r", 1, 22), Handed("r", 0, 55)
+    marks = began(1), began(60, life=2, pid=2)
+    [takeover] = evidence(*marks, faults=(struck("kill", 5, 6, 0), fatal), handed=handed).takeovers()
+    assert takeover.seconds == 60 - since
 
 
 def test_a_seed_repeats_its_faults_and_strikes_nobody_twice_at_once() -> None:
