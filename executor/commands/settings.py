@@ -13,7 +13,12 @@ _HEAD: Final = ("setting", "value", "from")
 _FAULTY: Final = "✗"
 _QUEUE: Final = "DATAHUB_EXECUTOR_QUEUE"
 # What stands in for a faulty setting that is required, so that the others can be read.
-_PLACEHOLDERS: Final = {"DATAHUB_GMS_URL": "http://none.invalid", _QUEUE: "none", "AWS_REGION": "none"}
+_PLACEHOLDERS: Final = {
+    "DATAHUB_GMS_URL": "http://none.invalid",
+    _QUEUE: "none",
+    "AWS_REGION": "none",
+    "DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT": "10",  # no limit on holding a message is shorter
+}
 
 Row = tuple[str, str, str]
 

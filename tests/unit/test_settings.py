@@ -412,6 +412,12 @@ def test_the_command_says_the_faults_on_standard_error_and_shows_what_is_fine() 
         ),
         (MINIMAL | {"DATAHUB_EXECUTOR_QUEUE": "a"}, "AWS_REGION", "✗ not set"),
         (MINIMAL | {"DATAHUB_EXECUTOR_TASK_TIMEOUT": "0"}, "DATAHUB_EXECUTOR_TASK_TIMEOUT", "✗ faulty"),
+        (
+            MINIMAL
+            | {"DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT": "5", "DATAHUB_EXECUTOR_MESSAGE_HOLD_LIMIT": "60"},
+            "DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT",
+            "✗ faulty",
+        ),
     ],
 )
 def test_each_faulty_setting_is_marked(env: dict[str, str], name: str, row: str) -> None:
