@@ -16,9 +16,10 @@ from executor.datahub.errors import (
     VersionConflictError,
 )
 from executor.datahub.state import RunState, StateWrite, Status, StoredState
+from executor.disposal import Disposal
 from executor.reporter import SupersededError
 from executor.run import Run
-from executor.settlement import GIVE_BACK_DELAY, Disposal, Verdict
+from executor.settlement import GIVE_BACK_DELAY, Verdict
 
 PATIENCE = 1800.0  # seconds that a request waits for DataHub, its lease held, before it is given back
 DUPLICATE_DELAY = 60.0  # seconds until a second message for a run that is under way is offered again

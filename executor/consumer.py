@@ -13,6 +13,7 @@ from executor.backoff import Backoff
 from executor.claiming import PATIENCE, duplicate_delay
 from executor.datahub.client import DataHub
 from executor.datahub.errors import DataHubError
+from executor.disposal import try_release
 from executor.execution import Executor, foreign_delay
 from executor.messages import ExecutionRequest, MalformedMessage, Reference, Signal, parse
 from executor.operations.metrics import Metrics
@@ -122,7 +123,7 @@ class Consumer:
         if self._intake.cancel_called:
             with anyio.move_on_after(LAST_RELEASE_TIMEOUT, shield=True):
                 for delivery in deliveries:
-                    await self._release(delivery, 0)
+                    await try_release(self.queue, delivery, 0)
             return []
         return deliveries
 
@@ -181,10 +182,10 @@ class Consumer:
         elif not lost and held.is_succeeded_by(delivery):
             held.succeed(delivery)
         elif lost:  # it is being ended: then it may start again
-            runs.start_soon(self._release, delivery, LOST_DELAY)
+            runs.start_soon(try_release, self.queue, delivery, LOST_DELAY)
         else:
             held.log.info("duplicate_held_back", message_id=delivery.message_id)
-            runs.start_soon(self._release, delivery, duplicate_delay(delivery.receive_count))
+            runs.start_soon(try_release, self.queue, delivery, duplicate_delay(delivery.receive_count))
 
     def _is_foreign(self, executor_id: str | None) -> bool:
         return executor_id is not None and executor_id != self.executor_id
@@ -192,7 +193,7 @@ class Consumer:
     async def _give_back(self, delivery: Delivery, executor_id: str | None) -> None:
         self.metrics.foreign.inc()
         self._say_once("message_foreign", delivery, f"it is addressed to the executor id {executor_id}")
-        await self._release(delivery, foreign_delay(delivery.receive_count))
+        await try_release(self.queue, delivery, foreign_delay(delivery.receive_count))
 
     async def _signal(self, delivery: Delivery, signal: Signal) -> None:
         """End the run if it is here, and record the kill where its executor, or its next claim, will see it.
@@ -210,7 +211,7 @@ class Consumer:
             if recorded:
                 await self.queue.delete(delivery)
             else:
-                await self._release(delivery, duplicate_delay(delivery.receive_count, SIGNAL_DELAY))
+                await try_release(self.queue, delivery, duplicate_delay(delivery.receive_count, SIGNAL_DELAY))
         except QueueError as error:
             log.warning("kill_signal_deferred", exec_id=signal.exec_id, reason=str(error))
         except LeaseLostError:
@@ -246,12 +247,6 @@ class Consumer:
                 return
             except QueueError as error:
                 log.info("extension_failed", message_id=delivery.message_id, reason=str(error))
-
-    async def _release(self, delivery: Delivery, delay: float) -> None:
-        try:
-            await self.queue.release(delivery, delay)
-        except (QueueError, LeaseLostError) as error:
-            log.info("release_failed", message_id=delivery.message_id, reason=str(error))
 
     def _say_once(self, event: str, delivery: Delivery, reason: str) -> None:
         if delivery.message_id not in self._said:

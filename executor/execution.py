@@ -8,13 +8,14 @@ from executor.claiming import PATIENCE, Claims, already_ended, away
 from executor.datahub.client import DataHub
 from executor.datahub.errors import DataHubRefusedError
 from executor.datahub.state import Status
+from executor.disposal import Disposal
 from executor.ingestion.ingest import IngestError, Ingestion
 from executor.lease import LeaseEndedError
 from executor.operations.metrics import Metrics
 from executor.pool import Ticket
 from executor.requests import ExecutionRequest, MalformedMessage, request_from_input
 from executor.run import ActiveRuns, Phase, Run, StopReason
-from executor.settlement import GIVE_BACK_DELAY, Disposal, Settlement, Verdict
+from executor.settlement import GIVE_BACK_DELAY, Settlement, Verdict
 
 SLOTS_FIRST = (
     0.01  # seconds: beside other runs, asking for what may start next goes before telling what ended

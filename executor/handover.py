@@ -8,6 +8,7 @@ import structlog
 
 from executor.backoff import Backoff
 from executor.datahub.errors import DataHubError
+from executor.disposal import Disposal, dispose, try_release
 from executor.heartbeat import LAST_MOMENTS, LONGEST_PAUSE
 from executor.pool import Pool
 from executor.queue.batcher import BATCH_LIMIT
@@ -82,7 +83,8 @@ class Handover:
                 return
             run.hold(fresh)
             run.successor, run.successor_id, run.succeeded = None, None, anyio.Event()
-            await self._delete(old)
+            # Whoever has it by now leaves the run alone: the claim names the fresh one.
+            await dispose(self.queue, old, Disposal.DELETE, 0, self.backoff(), run.log)
             run.log.info("handed_over", message_id=fresh.message_id, before=old.message_id)
         finally:
             run.handing_over = False
@@ -186,13 +188,7 @@ class Handover:
             with anyio.move_on_after(RELEASE_TIMEOUT, shield=True):
                 async with anyio.create_task_group() as tasks:
                     for delivery in others:
-                        tasks.start_soon(self._show_again, delivery)
-
-    async def _show_again(self, delivery: Delivery) -> None:
-        try:
-            await self.queue.release(delivery)
-        except (QueueError, LeaseLostError) as error:
-            log.info("release_failed", message_id=delivery.message_id, reason=str(error))
+                        tasks.start_soon(try_release, self.queue, delivery)
 
     async def _record(self, run: Run) -> None:
         """Have DataHub know which message counts, before there is only that one."""
@@ -202,15 +198,3 @@ class Handover:
         run.reporter.held_by(fresh.message_id, fresh.receive_count)
         while not run.reporter.recorded(fresh.message_id):
             await run.reporter.news()
-
-    async def _delete(self, old: Delivery) -> None:
-        backoff = self.backoff()
-        while anyio.current_time() < old.lease_ends:
-            try:
-                await self.queue.delete(old)
-            except QueueError:
-                await backoff.wait()
-            except LeaseLostError:
-                return  # whoever has it leaves the run alone: the claim names the fresh one
-            else:
-                return

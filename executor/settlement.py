@@ -2,30 +2,20 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from enum import Enum, auto
 
 import anyio
-from structlog.typing import FilteringBoundLogger
 
 from executor.backoff import Backoff
 from executor.datahub.errors import DataHubRefusedError, ImmutableStateError, VersionConflictError
 from executor.datahub.state import Status
+from executor.disposal import Disposal, dispose
 from executor.operations.metrics import Metrics
-from executor.queue.delivery import Delivery, LeaseLostError, QueueError
 from executor.queue.sqs import SqsQueue
 from executor.reporter import SupersededError
 from executor.run import Phase, Run
 
 GIVE_BACK_DELAY = 30.0  # seconds until a request that DataHub kept from starting is tried again
 LAST_WRITE_TIMEOUT = 3.0  # seconds for `UP_FOR_RETRY`: what stops the service does not wait for long
-
-
-class Disposal(Enum):
-    """What becomes of the message once the run is over."""
-
-    DELETE = auto()
-    RELEASE = auto()  # to be received again
-    LEAVE = auto()  # to the queue: it is not ours any more, or its redrive policy must see to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +48,10 @@ class Settlement:
             if verdict.status is not None:
                 verdict = await self._store(run, verdict.status, verdict)
             run.let_go = True
-            await self._dispose(run.delivery, verdict, run.log)
-            if run.successor is not None:
-                await self._dispose(run.successor, verdict, run.log)
+            for delivery in (run.delivery, run.successor):
+                if delivery is not None:
+                    backoff = self.backoff()
+                    await dispose(self.queue, delivery, verdict.disposal, verdict.delay, backoff, run.log)
         run.advance(Phase.SETTLED)
         if run.settlement.cancelled_caught:
             verdict = Verdict(None, "the lease was lost before its end was stored", Disposal.LEAVE)
@@ -104,23 +95,6 @@ class Settlement:
             run.log.warning("report_refused", reason=str(error), storing="a short one")
             run.journal.notes += (f"The report is cut short, as the whole one was refused: {error}",)
             await run.reporter.store(run.journal.short_end(status, verdict.words))
-
-    async def _dispose(self, delivery: Delivery, verdict: Verdict, log: FilteringBoundLogger) -> None:
-        backoff = self.backoff()
-        # When its lease has ended it is somebody else's, who meets what is stored.
-        while verdict.disposal is not Disposal.LEAVE and anyio.current_time() < delivery.lease_ends:
-            try:
-                if verdict.disposal is Disposal.DELETE:
-                    await self.queue.delete(delivery)
-                else:
-                    await self.queue.release(delivery, verdict.delay)
-            except QueueError:
-                await backoff.wait()
-            except LeaseLostError as error:
-                log.info("message_gone", reason=str(error))
-                return
-            else:
-                return
 
     def _account(self, run: Run, verdict: Verdict, settle_seconds: float) -> None:
         status = verdict.status.value if verdict.status else "none"

@@ -13,11 +13,12 @@ from unittest.mock import patch
 import anyio
 from anyio.lowlevel import checkpoint
 
-from executor import claiming, pool, run
+from executor import claiming, pool, run, settlement
 from executor.claiming import Claims
 from executor.datahub import client
 from executor.datahub.client import DataHub
 from executor.datahub.state import StoredState
+from executor.disposal import Disposal, dispose
 from executor.handover import Handover
 from executor.heartbeat import Heartbeat
 from executor.lease import Lease
@@ -67,7 +68,7 @@ async def _extend_without_asking(self: SqsQueue, delivery: Any) -> None:
 async def _settle_in_the_wrong_order(self: Settlement, run: Any, verdict: Any) -> None:
     run.advance(Phase.SETTLING)
     with run.settlement:
-        await self._dispose(run.delivery, verdict, run.log)
+        await dispose(self.queue, run.delivery, verdict.disposal, verdict.delay, self.backoff(), run.log)
         if verdict.status is not None:
             await self._store(run, verdict.status, verdict)
     run.advance(Phase.SETTLED)
@@ -101,7 +102,7 @@ async def _all_killed(_: DataHub, exec_ids: Any) -> set[str]:
 
 
 async def _hand_over_blindly(self: Handover, run: Any) -> None:
-    await self._delete(run.delivery)
+    await dispose(self.queue, run.delivery, Disposal.DELETE, 0, self.backoff(), run.log)
     await self._send(run, run.delivery)
 
 
@@ -188,5 +189,5 @@ MUTATIONS = (
     Mutation(
         "kills are not looked for while a run is prepared", (VAIN,), [(Heartbeat, "_stop_killed", _nothing)]
     ),
-    Mutation("messages are never let go", ("broken",), [(Settlement, "_dispose", _nothing)]),
+    Mutation("messages are never let go", ("broken",), [(settlement, "dispose", _nothing)]),
 )
