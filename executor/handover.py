@@ -4,12 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import anyio
-import structlog
 
 from executor.backoff import Backoff
 from executor.datahub.errors import DataHubError
 from executor.disposal import Disposal, dispose, try_release
-from executor.heartbeat import LAST_MOMENTS, LONGEST_PAUSE
+from executor.heartbeat import LONGEST_PAUSE, last_moments
 from executor.pool import Pool
 from executor.queue.batcher import BATCH_LIMIT
 from executor.queue.delivery import Delivery, LeaseLostError, QueueError
@@ -21,8 +20,6 @@ FINISH_BEFORE = 3.0  # seconds before the old message's last moments, in which i
 SWEEP_SHARE = 1 / 4  # of a visibility time-out: when a full executor first looks for the fresh message itself
 LONGEST_SWEEP = 20  # receives
 RELEASE_TIMEOUT = 5.0  # seconds to show again what a sweep has found besides
-
-log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -91,7 +88,7 @@ class Handover:
 
     @property
     def _finish_before(self) -> float:
-        return min(LAST_MOMENTS, self.visibility / 3) + min(FINISH_BEFORE, self.visibility / 8)
+        return last_moments(self.visibility) + min(FINISH_BEFORE, self.visibility / 8)
 
     async def _is_told_apart(self, run: Run) -> bool:
         """Whether another executor could tell the fresh message from a request that nobody works on."""

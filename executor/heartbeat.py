@@ -30,6 +30,11 @@ IDLE_PING_INTERVAL = 15.0  # seconds between two looks at a DataHub that nobody 
 log = structlog.get_logger()
 
 
+def last_moments(visibility: float) -> float:
+    """Seconds before a lease ends in which its run is ended, where a message is hidden for `visibility` seconds."""
+    return min(LAST_MOMENTS, visibility / 3)
+
+
 @dataclass(slots=True)
 class Heartbeat:
     """What it needs; `beat` is told of every turn of every loop, and of the pause after it: see `Health`."""
@@ -73,7 +78,7 @@ class Heartbeat:
         remaining = run.delivery.lease_ends - now
         if remaining <= SPARE / 2:
             self._give_up(run, grace=0)
-        elif remaining <= self._last_moments and run.stop(
+        elif remaining <= last_moments(self.visibility) and run.stop(
             StopReason.LEASE_ENDING, grace=max(0.0, remaining - SPARE)
         ):
             self.metrics.leases_lost.inc()
@@ -82,13 +87,9 @@ class Heartbeat:
         elif run.reporter.term_over(now) and run.stop(StopReason.CLAIM_ENDING):
             run.log.warning("claim_running_out", reason="DataHub could not be told of the run for too long")
 
-    @property
-    def _last_moments(self) -> float:
-        return min(LAST_MOMENTS, self.visibility / 3)
-
     def _moments(self, run: Run, now: float) -> Iterator[float]:
         """When there is something to judge."""
-        for before in (self._last_moments, SPARE / 2):
+        for before in (last_moments(self.visibility), SPARE / 2):
             if (moment := run.delivery.lease_ends - before) > now:
                 yield moment
 
