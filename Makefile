@@ -8,6 +8,7 @@ UV := $(VENV)/bin/uv
 # Venvs of programs that the tests run, apart from ours since what they pin disagrees with it.
 LOCALSTACK := .cache/localstack
 CLI := .cache/cli
+DOCKER := .cache/docker
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
@@ -19,7 +20,7 @@ help: ## list what there is to make
 
 setup: $(VENV)/.project ## make .venv, with the locked dependencies and the project itself (editable)
 
-setup-tests: setup $(LOCALSTACK)/.synced $(CLI)/.synced ## also make the venvs of LocalStack and the DataHub CLI
+setup-tests: setup $(LOCALSTACK)/.synced $(CLI)/.synced $(DOCKER)/.synced ## also make the venvs of what the tests run: LocalStack, the DataHub CLI, linters
 
 setup-postgres: ## install Debian's PostgreSQL server if there is none (as root); the tests start their own
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || { \
@@ -93,3 +94,4 @@ lock: $(VENV)/.uv ## write requirements/*.txt anew from pyproject.toml and requi
 	grep -vE '^($(CLI_UNCONSTRAINED))==' .cache/cli-wheel/datahub/constraints.txt > .cache/cli-wheel/constraints.txt
 	$(COMPILE) requirements/cli.in --no-annotate --constraints .cache/cli-wheel/constraints.txt \
 	    --output-file requirements/cli.txt
+	$(COMPILE) requirements/docker.in --output-file requirements/docker.txt

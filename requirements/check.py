@@ -25,6 +25,7 @@ def main() -> int:
         *_faults("dev.txt", everything),
         *_faults("localstack.txt", _lines("localstack.in")),
         *_faults("cli.txt", _lines("cli.in")),
+        *_faults("docker.txt", _lines("docker.in")),
         *_strangers("runtime.txt", core),
         *_strangers("dev.txt", everything),
         *_different_pins(),

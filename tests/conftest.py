@@ -39,11 +39,21 @@ def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 
 
 @pytest.fixture(scope="session")
-def localstack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.LocalStack]:
-    """LocalStack's SQS; each test makes its own queue with `await localstack.make_queue()`."""
+def localstack_venv() -> Path:
+    """The venv that LocalStack is in."""
     venv = Path(os.environ.get("TEST_LOCALSTACK_VENV", ROOT / ".cache" / "localstack"))
+    if not (venv / "bin" / "python").exists():
+        _cannot_be_had(f"no LocalStack in {venv}: `make setup-tests` puts it there")
+    return venv
+
+
+@pytest.fixture(scope="session")
+def localstack(
+    localstack_venv: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[servers.LocalStack]:
+    """LocalStack's SQS; each test makes its own queue with `await localstack.make_queue()`."""
     try:
-        with servers.run_localstack(venv, tmp_path_factory.mktemp("localstack")) as server:
+        with servers.run_localstack(localstack_venv, tmp_path_factory.mktemp("localstack")) as server:
             yield server
     except servers.ServerUnavailableError as error:
         _cannot_be_had(error)

@@ -15,20 +15,12 @@ import pytest
 import yaml
 from aiobotocore.session import get_session
 
-from tests.conftest import ROOT, _cannot_be_had
+from tests.conftest import ROOT
 from tests.servers.process import free_port, server_process
 
 HOOKS = ROOT / "docker" / "localstack" / "init"
 NAME = "datahub-ingestion"
 REGION = "us-east-1"
-
-
-@pytest.fixture(scope="module")
-def localstack_venv() -> Path:
-    venv = Path(os.environ.get("TEST_LOCALSTACK_VENV", ROOT / ".cache" / "localstack"))
-    if not (venv / "bin" / "python").exists():
-        _cannot_be_had(f"no LocalStack in {venv}: `make setup-tests` puts it there")
-    return venv
 
 
 @pytest.fixture(scope="module")
