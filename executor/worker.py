@@ -118,7 +118,7 @@ class Worker:
             observations=Observations(self._claim_term),
             max_attempts=self._settings.max_attempts,
             proof_period=self._settings.proof_period,
-            backoff=self._backoff,
+            backoff=self._prompt_backoff,
         )
 
     def _heartbeat(self, queue: SqsQueue, datahub: DataHub) -> Heartbeat:
@@ -152,14 +152,15 @@ class Worker:
         )
         claim = Claim(self._token(), 0, delivery.message_id, delivery.receive_count, self._host)
         reporter = Reporter(
-            datahub, exec_id, claim, self._write_backoff, self._settings.beat_interval, self._claim_term
+            datahub, exec_id, claim, self._prompt_backoff, self._settings.beat_interval, self._claim_term
         )
         return Run(
             exec_id, delivery, journal, reporter, log.bind(exec_id=exec_id, source_type=None, attempt=None)
         )
 
-    def _write_backoff(self) -> Backoff:
-        # After an outage the owner must be heard within a proof period, an end that waits to be stored included.
+    def _prompt_backoff(self) -> Backoff:
+        # After an outage of DataHub the owner must be heard within a proof period, an end that waits to be stored
+        # included; and whoever waits to take a request over must see at once that it may.
         return self._backoff(longest=self._settings.proof_period / 4)
 
     def _backoff(self, **limits: float) -> Backoff:
