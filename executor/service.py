@@ -30,7 +30,8 @@ from executor.operations.logging import configure_logging
 from executor.operations.metrics import Metrics
 from executor.operations.reachability import Reachability
 from executor.queue.delivery import QueueError
-from executor.queue.sqs import SqsQueue, open_queue
+from executor.queue.opening import open_queue
+from executor.queue.sqs import SqsQueue
 from executor.settings import Settings, unknown_variables
 from executor.stopping import StopRequest
 from executor.worker import Worker

@@ -22,7 +22,7 @@ from executor.datahub.errors import DataHubError
 from executor.datahub.state import ABSENT_VERSION, RunState, StateWrite, Status, urn_of
 from executor.datahub.transport import Transport, open_transport
 from executor.queue.delivery import QueueError
-from executor.queue.sqs import open_queue
+from executor.queue.opening import open_queue
 from executor.requests import TaskName
 from executor.settings import Settings, SettingsError, load_settings
 

@@ -1,4 +1,4 @@
-"""Whether a server that we depend on answers: said once when it changes, not with every call."""
+"""Whether a server that we depend on answers: said when it changes, and now and then while it lasts."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,7 @@ import anyio
 import structlog
 
 FORGOTTEN_AFTER = 60.0  # seconds after which a failure counts no more, if nobody tried it again
+SAID_EVERY = 300.0  # seconds: whoever reads the newest lines of the log is to find out what is wrong
 
 log = structlog.get_logger()
 
@@ -17,11 +18,15 @@ class Reachability:
     asks for it any more: else every call would change the word.
     """
 
-    def __init__(self, name: str, changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, name: str, changed: Callable[[], None] = lambda: None, said_every: float = SAID_EVERY
+    ) -> None:
         self.name = name
         self.reached: bool | None = None
         self._changed = changed
+        self._said_every = said_every
         self._lost_at = 0.0
+        self._said_at = 0.0
         self._failing: dict[str, float] = {}  # operation, and when it failed last
 
     def answered(self, operation: str = "") -> None:
@@ -46,8 +51,12 @@ class Reachability:
         now = anyio.current_time()
         self._failing[operation] = now
         if self.reached is not False:
-            self._lost_at = now
+            self._lost_at = self._said_at = now
             log.warning("server_unavailable", server=self.name, reason=reason, retrying=True)
+        elif now - self._said_at >= self._said_every:
+            self._said_at = now
+            seconds = round(now - self._lost_at)
+            log.warning("server_still_unavailable", server=self.name, reason=reason, for_seconds=seconds)
         self._set(reached=False)
 
     def _set(self, *, reached: bool) -> None:

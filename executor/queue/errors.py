@@ -88,7 +88,7 @@ def is_fault_of_the_call(error: BaseException | None) -> bool:
     """Whether SQS refused only for what was asked of it: the caller is known and permitted."""
     return isinstance(error, ClientError) and (
         (code := _plain(error.response.get("Error", {}).get("Code", ""))) in _STALE
-        or code == "ReadCountOutOfRange"
+        or code in {"ReadCountOutOfRange", "InvalidMessageContents"}
     )
 
 

@@ -1,32 +1,28 @@
 """Amazon SQS: receive, extend, give back, delete; standard and FIFO queues alike."""
 
 import json
-import re
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import aiohttp
 import anyio
-from aiobotocore.config import AioConfig
 from botocore.exceptions import ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from executor.queue.batcher import BATCH_LIMIT, Batcher
 from executor.queue.delivery import Delivery, LeaseLostError, QueueDeniedError, QueueError
-from executor.queue.endpoints import slim_session
 from executor.queue.errors import entry_error, errors_in_words, is_fault_of_the_call, require_sqs
-from executor.queue.name import QueueName
 
 LONG_POLL_LIMIT = 20  # seconds (contract, section 6)
-CONNECT_TIMEOUT = 5  # seconds
-READ_TIMEOUT = 10  # seconds beyond a long poll's own wait
 BATCH_TIMEOUT = 10.0  # seconds for one call of a batch
 SIDE_BY_SIDE = 4  # calls of a kind: one that hangs must not keep the leases of other runs from being renewed
+LONGEST_DELAY = 900  # seconds from the sending of a message until it is shown
 LONGEST_HOLD = 43_200  # seconds: twelve hours, which SQS counts from the receipt (contract, section 6)
 _SENT_BY = "DataHubExecutorRun"  # attribute of a message that takes the place of another one
+
+
+Operation = Literal["receive", "extend", "delete", "send"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +41,7 @@ class QueueFacts:
 
 
 class SqsQueue:
-    """One queue, spoken to through one client. Made by `open_queue`."""
+    """One queue, spoken to through one client. Made by `opening.open_queue`."""
 
     def __init__(
         self,
@@ -136,7 +132,7 @@ class SqsQueue:
             message_id: str = answer["MessageId"]
         return message_id
 
-    async def check_permission(self, operation: Literal["receive", "extend", "delete"]) -> None:
+    async def check_permission(self, operation: Operation) -> None:
         """Find out whether an operation is permitted, touching no message: the call can't be carried out.
 
         SQS refuses for want of permission before it looks at what is asked for, as far as it is known.
@@ -161,6 +157,9 @@ class SqsQueue:
                         )
                     case "delete":
                         await self._call("delete_message", ReceiptHandle="none")
+                    case "send":
+                        # A character that no message may have, and longer away than SQS allows.
+                        await self._call("send_message", MessageBody="\uffff", DelaySeconds=LONGEST_DELAY + 1)
         except QueueDeniedError:
             raise
         except QueueError as error:
@@ -239,64 +238,6 @@ class SqsQueue:
         require_sqs(answer, self.url)
         self.date = _date(answer)
         return answer
-
-
-@asynccontextmanager
-async def open_queue(
-    name: QueueName,
-    *,
-    region: str | None,
-    visibility_timeout: int,
-    env: Mapping[str, str],
-    longest_hold: int = LONGEST_HOLD,
-) -> AsyncIterator[SqsQueue]:
-    """A queue that is ready to be used; credentials and endpoints are botocore's own chain.
-
-    Extending, giving back and deleting go through `serve`, which the caller runs in its task group.
-
-    Raises:
-        QueueError: no region is known, the credentials' configuration is broken, or a queue that is given by
-            its plain name could not be looked up.
-    """
-    config = AioConfig(
-        connect_timeout=CONNECT_TIMEOUT,
-        read_timeout=LONG_POLL_LIMIT + READ_TIMEOUT,
-        max_pool_connections=32,
-        retries={
-            "total_max_attempts": 1
-        },  # we repeat calls ourselves: a lease counts from before the last one
-        tcp_keepalive=True,
-    )
-    async with AsyncExitStack() as stack:
-        with errors_in_words(str(name)):
-            client = await stack.enter_async_context(
-                slim_session().create_client(
-                    "sqs", region_name=region, endpoint_url=_endpoint(name, env), config=config
-                )
-            )
-            url = await _url(client, name)
-        yield SqsQueue(client, url, visibility_timeout, longest_hold)
-
-
-async def _url(client: Any, name: QueueName) -> str:  # noqa: ANN401 - as above
-    if name.url:
-        return name.url
-    if name.account:  # SQS's URLs are made of these three: no permission needed to ask for it
-        return f"{client.meta.endpoint_url.rstrip('/')}/{name.account}/{name.name}"
-    answer = await client.get_queue_url(QueueName=name.name)
-    require_sqs(answer, name.name)
-    url: str = answer["QueueUrl"]
-    return url
-
-
-def _endpoint(name: QueueName, env: Mapping[str, str]) -> str | None:
-    """Where to send calls, if not where botocore would: to a URL's own host (VPC endpoint, LocalStack)."""
-    if not name.url or env.get("AWS_ENDPOINT_URL_SQS") or env.get("AWS_ENDPOINT_URL"):
-        return None
-    parts = urlsplit(name.url)
-    if re.fullmatch(r"sqs\.[a-z0-9-]+\.amazonaws\.com(\.cn)?", parts.hostname or ""):
-        return None
-    return f"{parts.scheme}://{parts.netloc}"
 
 
 def _delivery(message: Mapping[str, Any], lease_ends: float, hold_ends: float) -> Delivery:

@@ -111,7 +111,10 @@ async def test_where_all_is_well_every_line_says_so_and_nothing_is_touched(
         received = await sqs.receive_message(
             QueueUrl=queue, AttributeNames=["ApproximateReceiveCount"], WaitTimeSeconds=0
         )
+        counts = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesDelayed"]
+        left = (await sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=counts))["Attributes"]
     assert code == 0, text
+    assert list(left.values()) == ["0", "0"]
     assert set(marks.values()) == {"✓"}, text
     assert "version v1.7.0" in line_of(text, "DataHub")
     assert "patchEntity" in line_of(text, "write run state")
@@ -256,6 +259,13 @@ async def test_each_permission_that_is_missing_is_named(env: dict[str, str], ope
     assert code == 1
     assert {name for name, mark in marks.items() if mark == "✗"} == {f"sqs:{operation}"}
     assert f"allow sqs:{operation}" in line_of(text, f"sqs:{operation}")
+
+
+async def test_a_role_that_may_not_send_can_do_all_but_runs_of_half_a_day(env: dict[str, str]) -> None:
+    async with before_sqs(env["AWS_ENDPOINT_URL"], denied="SendMessage") as door:
+        code, marks, text = await check({**env, "AWS_ENDPOINT_URL": door})
+    assert (code, marks["sqs:SendMessage"]) == (0, "!")
+    assert "allow sqs:SendMessage" in line_of(text, "sqs:SendMessage")
 
 
 async def test_a_queue_that_may_not_be_described_can_be_worked_with(env: dict[str, str]) -> None:

@@ -18,7 +18,7 @@ from executor.local.faults import Fault
 from executor.operations.metrics import Metrics
 from executor.queue.delivery import Delivery
 from executor.queue.name import QueueName
-from executor.queue.sqs import open_queue
+from executor.queue.opening import open_queue
 from executor.reporter import BYTES_PER_MINUTE, SHORTEST_INTERVAL, Reporter
 from executor.run import ActiveRuns, Run, StopReason
 from tests.integration.service import PATIENT, Site

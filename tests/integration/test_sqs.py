@@ -11,7 +11,8 @@ from aiohttp import web
 
 from executor.queue.delivery import Delivery, LeaseLostError, QueueDeniedError, QueueError
 from executor.queue.name import QueueName
-from executor.queue.sqs import SqsQueue, open_queue
+from executor.queue.opening import open_queue
+from executor.queue.sqs import SqsQueue
 from tests.servers import LocalStack
 from tests.servers.process import free_port
 

@@ -286,6 +286,19 @@ async def test_a_servers_absence_is_said_once_and_its_return_too(stream: StringI
     assert changes == [True, False, True]
 
 
+async def test_an_absence_that_lasts_is_said_again_with_its_newest_reason(stream: StringIO) -> None:
+    server = Reachability("queue", said_every=0)
+    for reason in ["connection refused", "no such queue"]:
+        server.failed(reason)
+    server.answered()
+    said = [(event["event"], event.get("reason")) for event in events(stream)]
+    assert said == [
+        ("server_unavailable", "connection refused"),
+        ("server_still_unavailable", "no such queue"),
+        ("server_back", None),
+    ]
+
+
 async def test_a_server_that_was_never_there_is_said_to_be_away(stream: StringIO) -> None:
     server = Reachability("datahub")
     server.failed("no such host")
