@@ -31,7 +31,7 @@ demo: setup ## run one ingestion end to end on this machine: queue, DataHub stan
 	@$(VENV)/bin/datahub-executor demo $(ARGS)
 
 test: check setup-tests ## check, then all tests; ARGS="-k word" for some of them
-	@$(PY) -m pytest --numprocesses 3 --dist loadfile $(ARGS)
+	@$(PY) -m pytest --numprocesses 3 --dist loadgroup $(ARGS)
 
 check: setup ## lint, format, types, dead code, and whether the locks are current
 	$(PY) requirements/check.py

@@ -26,6 +26,7 @@ DUPLICATE_DELAY = 60.0  # seconds until a second message for a run that is under
 LONGEST_DUPLICATE_DELAY = 3600.0  # seconds
 RETURNED_DELAY = 5  # proof periods, about a lease: this may be the very message that the owner holds
 CLAIM_TRIES = 5  # claims whose answers come too late, until the request is given back
+SIGNS_OF_LIFE = 2  # writes of an owner, so that it lives
 LOOKS = 8  # at an owner that may be gone, within the time in which a living one writes
 
 Answer = TypeVar("Answer")
@@ -140,9 +141,10 @@ class Claims:
     async def _watch(self, run: Run, claim: Claim) -> StoredState | None:
         """What the owner, or somebody else, wrote while we looked; None: nothing, so that the owner is gone.
 
-        Only time in which DataHub answers counts: the owner could not have written either.
+        Only time in which DataHub answers counts: the owner could not have written either. One sign of life may be
+        the last one of an owner that was stopped or cut off, on its way until now: a living one goes on.
         """
-        silent_since = anyio.current_time()
+        silent_since, beat = anyio.current_time(), claim.beat
         while True:
             await anyio.sleep(self.proof_period / LOOKS)
             asked_at = anyio.current_time()
@@ -152,9 +154,11 @@ class Claims:
                 stored = await self.patiently(lambda: self.datahub.stored_state(run.exec_id))
                 silent_since = asked_at = anyio.current_time()
             found = Claim.of(stored)
-            if found is None or not _owns(stored, claim.owner) or found.beat != claim.beat:
+            if found is None or not _owns(stored, claim.owner) or found.beat >= claim.beat + SIGNS_OF_LIFE:
                 return stored
-            if asked_at - silent_since >= self.proof_period:
+            if found.beat != beat:
+                silent_since, beat = asked_at, found.beat
+            elif asked_at - silent_since >= self.proof_period:
                 return None
 
     async def _pass_on(self, run: Run, stored: StoredState, claim: Claim) -> bool:

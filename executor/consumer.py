@@ -10,9 +10,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from executor.backoff import Backoff
-from executor.claiming import PATIENCE, duplicate_delay
-from executor.datahub.client import DataHub
-from executor.datahub.errors import DataHubError
+from executor.claiming import duplicate_delay
 from executor.disposal import try_release
 from executor.execution import Executor, foreign_delay
 from executor.messages import ExecutionRequest, MalformedMessage, Reference, Signal, parse
@@ -20,11 +18,11 @@ from executor.operations.metrics import Metrics
 from executor.operations.reachability import Reachability
 from executor.pool import Pool
 from executor.queue.batcher import BATCH_LIMIT
-from executor.queue.delivery import Delivery, LeaseLostError, QueueError
+from executor.queue.delivery import Delivery, QueueError
 from executor.queue.sqs import SqsQueue
 from executor.run import ActiveRuns, Run, StopReason
+from executor.signals import Signals
 
-SIGNAL_DELAY = 5.0  # seconds until a kill that could not be passed on is tried again
 LOST_DELAY = 1.0  # seconds until a message is offered again whose run here is being ended for its lease
 LAST_RECEIVE_SPARE = 2.0  # seconds beyond its own wait that a receive under way at the stop is given
 LONGEST_PAUSE = 2.0  # seconds between receives of a server that doesn't wait for messages
@@ -40,10 +38,10 @@ class Consumer:
     """The service's intake. It never receives more than can start: that would hide work from other tasks."""
 
     queue: SqsQueue
-    datahub: DataHub
     pool: Pool
     active: ActiveRuns
     executor: Executor
+    signals: Signals
     metrics: Metrics
     reachability: Reachability
     new_run: Callable[[str, Delivery, ExecutionRequest | None], Run]
@@ -141,7 +139,7 @@ class Consumer:
         elif self._is_foreign(message.executor_id):
             runs.start_soon(self._give_back, delivery, message.executor_id)
         elif isinstance(message, Signal):
-            runs.start_soon(self._signal, delivery, message)
+            runs.start_soon(self.signals.handle, delivery, message)
         else:
             self._start(delivery, message.exec_id, message, runs)
 
@@ -194,59 +192,6 @@ class Consumer:
         self.metrics.foreign.inc()
         self._say_once("message_foreign", delivery, f"it is addressed to the executor id {executor_id}")
         await try_release(self.queue, delivery, foreign_delay(delivery.receive_count))
-
-    async def _signal(self, delivery: Delivery, signal: Signal) -> None:
-        """End the run if it is here, and record the kill where its executor, or its next claim, will see it.
-
-        Recorded it is in any case: the run here may be one that is about to be handed over, or may die.
-        """
-        run = self.active.get(signal.exec_id)
-        if run is not None and run.stop(StopReason.CANCELLED):
-            run.log.info("kill_signal_received")
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._keep, delivery)
-                recorded = await self._record(signal)
-                tasks.cancel_scope.cancel()
-            if recorded:
-                await self.queue.delete(delivery)
-            else:
-                await try_release(self.queue, delivery, duplicate_delay(delivery.receive_count, SIGNAL_DELAY))
-        except QueueError as error:
-            log.warning("kill_signal_deferred", exec_id=signal.exec_id, reason=str(error))
-        except LeaseLostError:
-            return  # whoever has it now does the same
-
-    async def _record(self, signal: Signal) -> bool:
-        """Whether DataHub knows of the kill: waits for it as a request does, its lease held."""
-
-        async def record() -> None:
-            if not await self.datahub.kill_signals([signal.exec_id]):
-                now_ms = round(self.clock() * 1000)
-                await self.datahub.write_kill_signal(signal.exec_id, self.executor_id, now_ms)
-                log.info("kill_signal_recorded", exec_id=signal.exec_id)
-
-        reason = "DataHub is away"
-        with anyio.move_on_after(PATIENCE):
-            try:
-                await self.executor.claims.patiently(record)
-            except DataHubError as error:
-                reason = str(error)
-            else:
-                return True
-        log.warning("kill_signal_deferred", exec_id=signal.exec_id, reason=reason)
-        return False
-
-    async def _keep(self, delivery: Delivery) -> None:
-        """Hold a message that is no run's, until cancelled."""
-        while (left := delivery.lease_ends - anyio.current_time()) > 0:
-            await anyio.sleep(max(left / 2, 1.0))
-            try:
-                await self.queue.extend(delivery)
-            except LeaseLostError:
-                return
-            except QueueError as error:
-                log.info("extension_failed", message_id=delivery.message_id, reason=str(error))
 
     def _say_once(self, event: str, delivery: Delivery, reason: str) -> None:
         if delivery.message_id not in self._said:

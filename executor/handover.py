@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import anyio
+from anyio.abc import TaskGroup
 
 from executor.backoff import Backoff
 from executor.datahub.errors import DataHubError
@@ -14,6 +15,7 @@ from executor.queue.batcher import BATCH_LIMIT
 from executor.queue.delivery import Delivery, LeaseLostError, QueueError
 from executor.queue.sqs import SqsQueue
 from executor.run import ActiveRuns, Phase, Run
+from executor.signals import Signals
 
 BEGIN_AT = 1 / 2  # of the time that the queue hides a message: a fresh one may wait behind many others
 FINISH_BEFORE = 3.0  # seconds before the old message's last moments, in which its run would be ended
@@ -33,6 +35,7 @@ class Handover:
     queue: SqsQueue
     pool: Pool
     active: ActiveRuns
+    signals: Signals
     backoff: Callable[[], Backoff]
     visibility: float  # seconds
     hold_limit: float  # seconds that the queue hides a message at most
@@ -54,10 +57,10 @@ class Handover:
                     else:
                         wake = min(wake, now + self.visibility / 4)
                         run.handing_over = True
-                        tasks.start_soon(self._hand_over, run)
+                        tasks.start_soon(self._hand_over, run, tasks)
                 await self.active.changed(wake - now)
 
-    async def _hand_over(self, run: Run) -> None:
+    async def _hand_over(self, run: Run, background: TaskGroup) -> None:
         old = run.delivery
         try:
             with anyio.CancelScope(deadline=old.hold_ends - self._finish_before):
@@ -65,7 +68,7 @@ class Handover:
                     tasks.start_soon(self._end_with, run, tasks.cancel_scope)
                     if await self._is_told_apart(run):
                         await self._send(run, old)
-                        await self._receive(run)
+                        await self._receive(run, background)
                         await self._record(run)
                     tasks.cancel_scope.cancel()
             fresh = run.successor
@@ -120,11 +123,11 @@ class Handover:
                 await backoff.wait()
         run.log.info("handover_begun", message_id=run.successor_id)
 
-    async def _receive(self, run: Run) -> None:
+    async def _receive(self, run: Run, background: TaskGroup) -> None:
         """Get hold of the message: the consumer receives it, another executor passes it on, or a sweep finds it."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._take_offers, run)
-            tasks.start_soon(self._sweep, run)
+            tasks.start_soon(self._sweep, run, background)
             await run.succeeded.wait()
             tasks.cancel_scope.cancel()
 
@@ -155,7 +158,7 @@ class Handover:
                 run.succeed(delivery)
                 return
 
-    async def _sweep(self, run: Run) -> None:
+    async def _sweep(self, run: Run, background: TaskGroup) -> None:
         """While there is no room, the consumer receives nothing, and perhaps nobody does: look for it.
 
         Less and less often: each look brings the messages that wait besides nearer to the dead-letter queue.
@@ -164,10 +167,10 @@ class Handover:
         while True:
             await anyio.sleep(pause)
             if self.pool.full:
-                await self._sweep_once(run)
+                await self._sweep_once(run, background)
                 pause *= 2
 
-    async def _sweep_once(self, run: Run) -> None:
+    async def _sweep_once(self, run: Run, background: TaskGroup) -> None:
         others: list[Delivery] = []
         try:
             for _ in range(LONGEST_SWEEP):
@@ -175,6 +178,8 @@ class Handover:
                 for delivery in found:
                     if run.is_succeeded_by(delivery):
                         run.succeed(delivery)
+                    elif (signal := self.signals.of(delivery)) is not None:
+                        background.start_soon(self.signals.handle, delivery, signal)
                     else:
                         others.append(delivery)
                 if not found or run.successor is not None:

@@ -209,7 +209,13 @@ class Heartbeat:
         return min(PROGRESS_TIMEOUT, max(SHORTEST_PROGRESS_TIMEOUT, self.proof_period / 3))
 
     def _under_way(self) -> Iterator[Run]:
-        return (run for run in self.active if run.phase in {Phase.PREPARING, Phase.RUNNING})
+        # One whose lease ended while we were stopped is over, though nobody has seen to it yet: no sign of life.
+        now = anyio.current_time()
+        return (
+            run
+            for run in self.active
+            if run.phase in {Phase.PREPARING, Phase.RUNNING} and run.delivery.lease_ends > now
+        )
 
     async def _recover(self, run: Run) -> None:
         try:

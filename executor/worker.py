@@ -28,6 +28,7 @@ from executor.requests import ExecutionRequest
 from executor.run import ActiveRuns, Run
 from executor.settings import Settings
 from executor.settlement import Settlement
+from executor.signals import Signals
 from executor.stopping import StopRequest, drain
 
 log = structlog.get_logger()
@@ -49,12 +50,12 @@ class Worker:
         token: Callable[[], str] = lambda: secrets.token_hex(8),
         claim_term: float = CLAIM_TERM,
     ) -> None:
-        """`beat` is told of every turn of the heartbeat's loops; `clock` is the epoch's, in seconds; `token` makes
-        names that no other executor has.
+        """`host` tells people where it runs; `beat` is told of every turn of the heartbeat's loops; `clock` is the
+        epoch's, in seconds; `token` makes names that no other executor has.
         """
         self._claim_term = claim_term
         self._settings = settings
-        self._host = host
+        self.host = host
         self._metrics = metrics
         self._queue_reach = queue_reach
         self._beat = beat
@@ -73,11 +74,13 @@ class Worker:
         on_stop: Callable[[], None] = lambda: None,
     ) -> None:
         """Serve until it is asked to stop, then drain. `on_stop` is called as soon as it is asked."""
-        consumer = self._consumer(queue, datahub, ingestion)
+        claims = self._claims(datahub)
+        signals = self._signals(queue, datahub, claims)
+        consumer = self._consumer(queue, datahub, ingestion, claims, signals)
         async with anyio.create_task_group() as background:
             background.start_soon(queue.serve)
             background.start_soon(self._heartbeat(queue, datahub).serve)
-            background.start_soon(self._handover(queue).serve)
+            background.start_soon(self._handover(queue, signals).serve)
             async with anyio.create_task_group() as runs:
                 runs.start_soon(consumer.serve, runs)
                 await stopping.stop.wait()
@@ -86,8 +89,9 @@ class Worker:
                 runs.cancel_scope.cancel()
             background.cancel_scope.cancel()
 
-    def _consumer(self, queue: SqsQueue, datahub: DataHub, ingestion: Ingestion) -> Consumer:
-        claims = self._claims(datahub)
+    def _consumer(
+        self, queue: SqsQueue, datahub: DataHub, ingestion: Ingestion, claims: Claims, signals: Signals
+    ) -> Consumer:
         executor = Executor(
             datahub=datahub,
             ingestion=ingestion,
@@ -100,15 +104,25 @@ class Worker:
         log.info("consuming", queue=queue.url, max_workers=self._settings.max_workers)
         return Consumer(
             queue=queue,
-            datahub=datahub,
             pool=self.pool,
             active=self.active,
             executor=executor,
+            signals=signals,
             metrics=self._metrics,
             reachability=self._queue_reach,
             new_run=partial(self._new_run, datahub),
             clock=self._clock,
             backoff=self._backoff,
+            executor_id=self._settings.pool_id,
+        )
+
+    def _signals(self, queue: SqsQueue, datahub: DataHub, claims: Claims) -> Signals:
+        return Signals(
+            queue=queue,
+            datahub=datahub,
+            active=self.active,
+            claims=claims,
+            clock=self._clock,
             executor_id=self._settings.pool_id,
         )
 
@@ -134,11 +148,12 @@ class Worker:
             poll_interval=self._settings.signal_poll_interval,
         )
 
-    def _handover(self, queue: SqsQueue) -> Handover:
+    def _handover(self, queue: SqsQueue, signals: Signals) -> Handover:
         return Handover(
             queue=queue,
             pool=self.pool,
             active=self.active,
+            signals=signals,
             backoff=self._backoff,
             visibility=self._settings.message_visibility,
             hold_limit=self._settings.message_hold_limit,
@@ -148,9 +163,9 @@ class Worker:
         self, datahub: DataHub, exec_id: str, delivery: Delivery, request: ExecutionRequest | None
     ) -> Run:
         journal = Journal(
-            request=request, executor_id=self._settings.pool_id, host=self._host, clock=self._clock
+            request=request, executor_id=self._settings.pool_id, host=self.host, clock=self._clock
         )
-        claim = Claim(self._token(), 0, delivery.message_id, delivery.receive_count, self._host)
+        claim = Claim(self._token(), 0, delivery.message_id, delivery.receive_count, self.host)
         reporter = Reporter(
             datahub, exec_id, claim, self._prompt_backoff, self._settings.beat_interval, self._claim_term
         )

@@ -22,6 +22,8 @@ HOOKS = ROOT / "docker" / "localstack" / "init"
 NAME = "datahub-ingestion"
 REGION = "us-east-1"
 
+pytestmark = pytest.mark.xdist_group("composed")  # one LocalStack for all
+
 
 @pytest.fixture(scope="module")
 def composed(localstack_venv: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

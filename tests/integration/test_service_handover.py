@@ -64,14 +64,17 @@ async def test_an_executor_without_room_finds_the_fresh_message_among_those_that
         await site.clis.noted("started")
         for exec_id in waiting:
             await site.submit(exec_id, "quick")
+        await site.send({"exec_id": "w7", "executor_id": "remote", "signal": "KILL"})
         await handed_over(site, 1)
+        await site.event("kill_signal_recorded")  # it was among them, and needs no room
         assert [exec_id for exec_id, _ in site.clis.notes("started")] == ["r1"]
         await site.until_counts(len(waiting), 1)
         site.clis.let("go")
-        for exec_id in ["r1", *waiting]:
-            assert (await site.settled(exec_id)).status == "SUCCESS"
+        ends = {exec_id: (await site.settled(exec_id)).status for exec_id in ["r1", *waiting]}
         await site.until_counts(0, 0)
-    assert sorted(exec_id for exec_id, _ in site.clis.notes("started")) == sorted(["r1", *waiting])
+    assert ends.pop("w7") == "CANCELLED"
+    assert set(ends.values()) == {"SUCCESS"}
+    assert sorted(exec_id for exec_id, _ in site.clis.notes("started")) == sorted(ends)
 
 
 async def test_another_executor_that_receives_the_fresh_message_passes_it_on(site: Site) -> None:

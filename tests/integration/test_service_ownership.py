@@ -83,7 +83,7 @@ async def test_a_run_whose_owner_is_silent_is_taken_over_and_says_so(site: Site)
     assert site.events("owner_gone")[0]["host"] == "old-host"
 
 
-async def test_an_owner_that_gives_a_sign_of_life_while_it_is_watched_is_left_alone(site: Site) -> None:
+async def test_an_owner_that_gives_signs_of_life_while_it_is_watched_is_left_alone(site: Site) -> None:
     site.fake_cli("fake", QUICK)
     message_id = await site.submit("r1")
     await site.receive()
@@ -91,10 +91,24 @@ async def test_an_owner_that_gives_a_sign_of_life_while_it_is_watched_is_left_al
     async with site.service(DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT="60"):
         await site.until(lambda: len(site.datahub.calls.of(OPENAPI_READ)) >= 2)
         write_beat(site, claim(message_id, beat=2))
+        write_beat(site, claim(message_id, beat=3))
         await site.event("runs_elsewhere")
         await site.until_counts(0, 1)
     assert site.statuses("r1") == ["RUNNING"]
     assert site.clis.notes("started") == []
+
+
+async def test_the_last_sign_of_an_owner_that_is_gone_does_not_keep_its_run_from_going_on(site: Site) -> None:
+    site.fake_cli("fake", QUICK)
+    message_id = await site.submit("r1")
+    await site.receive()
+    site.write_status("r1", "RUNNING", claim(message_id))
+    async with site.service(**SHORT_LEASE):
+        await site.until(lambda: len(site.datahub.calls.of(OPENAPI_READ)) >= 2)
+        write_beat(site, claim(message_id, beat=2))
+        ended = await site.settled("r1")
+    assert ended.status == "SUCCESS"
+    assert site.events("runs_elsewhere") == []
 
 
 async def test_an_owner_that_ends_its_run_while_it_is_watched_is_believed(site: Site) -> None:

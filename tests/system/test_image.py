@@ -36,6 +36,8 @@ from tests.system.image import (
 SOURCES = "sqlalchemy, datahub-mock-data"
 NO_REGISTRY = {"UV_OFFLINE": "1", "UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple"}
 
+pytestmark = pytest.mark.xdist_group("image")  # built once
+
 
 @pytest.fixture(scope="module", params=["folder", "clean root"])
 def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
