@@ -25,6 +25,7 @@ from executor.ingestion.environment import sensitive_values
 from executor.ingestion.ingest import open_ingestion
 from executor.ingestion.masking import Masker, MaskRegistry
 from executor.lack import reason
+from executor.operations.ecs import find_task, scale_in_protection
 from executor.operations.health import Health, serve_http
 from executor.operations.logging import configure_logging
 from executor.operations.metrics import Metrics
@@ -85,6 +86,9 @@ class Service:
     async def _serve(self) -> None:
         settings = self._settings
         token = settings.gms_token.get_secret_value() if settings.gms_token else None
+        if task := await find_task(self._env):
+            log.info("ecs_task", task=task.task_id, cluster=task.cluster, definition=task.definition)
+            self._worker.host = task.host
         async with AsyncExitStack() as stack:
             datahub = await stack.enter_async_context(
                 open_datahub(settings.gms_url, token, self._datahub_called)
@@ -95,7 +99,10 @@ class Service:
             queue = await self._stopping.or_stop(partial(self._open_queue, stack))
             if queue is None:
                 return
-            await self._worker.serve(queue, datahub, ingestion, self._stopping, self._health.stop)
+            async with scale_in_protection(
+                self._env, self._worker.active, self._metrics, settings.task_timeout
+            ):
+                await self._worker.serve(queue, datahub, ingestion, self._stopping, self._health.stop)
 
     async def _open_queue(self, stack: AsyncExitStack) -> SqsQueue:
         """The queue, once it is there."""

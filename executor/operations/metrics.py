@@ -102,6 +102,11 @@ class Metrics:
         self._gauge("datahub_executor_slots_active", "Runs that hold a slot").set_function(active)
         self._gauge("datahub_executor_slots_waiting", "Runs that wait for a slot").set_function(waiting)
 
+    def follow_protection(self, held: Callable[[], float]) -> None:
+        """Export whether ECS keeps this task, read when it is scraped."""
+        words = "1 while ECS's scale-in protection is held, else 0; on ECS only"
+        self._gauge("datahub_executor_task_protected", words).set_function(held)
+
     def datahub_call(self, operation: str, failure: str | None) -> None:
         """Count a call to DataHub; `failure` is its kind, None where it was answered."""
         self._datahub_calls.labels(operation).inc()

@@ -1,0 +1,1 @@
+"""How a fleet of executors on ECS Fargate follows its load: a simulation, in pure Python, the same every time."""
