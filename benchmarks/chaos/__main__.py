@@ -107,7 +107,7 @@ def _cases(result: Result) -> Iterator[str]:
     zero = evidence.struck[0].began if evidence.struck else 0.0
     bar = evidence.lease + TAKEOVER_SLACK
     if not evidence.takeovers():
-        yield "nothing is shown of takeovers: no executor was killed, or stopped beyond its lease, with a run at hand"
+        yield "nothing is shown of takeovers: no executor that had a run was killed, or stopped beyond its lease"
     kinds = {
         "lost": [f"{exec_id}: {why}" for exec_id, why in evidence.lost().items()],
         "run twice at once": [
