@@ -9,6 +9,7 @@ UV := $(VENV)/bin/uv
 LOCALSTACK := .cache/localstack
 CLI := .cache/cli
 DOCKER := .cache/docker
+DEPLOY := .cache/deploy
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
@@ -20,7 +21,7 @@ help: ## list what there is to make
 
 setup: $(VENV)/.project ## make .venv, with the locked dependencies and the project itself (editable)
 
-setup-tests: setup $(LOCALSTACK)/.synced $(CLI)/.synced $(DOCKER)/.synced ## also make the venvs of what the tests run: LocalStack, the DataHub CLI, linters
+setup-tests: setup $(LOCALSTACK)/.synced $(CLI)/.synced $(DOCKER)/.synced $(DEPLOY)/.synced ## also make the venvs of what the tests run: LocalStack, the DataHub CLI, linters
 
 setup-postgres: ## install Debian's PostgreSQL server if there is none (as root); the tests start their own
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || { \
@@ -95,3 +96,4 @@ lock: $(VENV)/.uv ## write requirements/*.txt anew from pyproject.toml and requi
 	$(COMPILE) requirements/cli.in --no-annotate --constraints .cache/cli-wheel/constraints.txt \
 	    --output-file requirements/cli.txt
 	$(COMPILE) requirements/docker.in --output-file requirements/docker.txt
+	$(COMPILE) requirements/deploy.in --output-file requirements/deploy.txt

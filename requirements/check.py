@@ -26,6 +26,7 @@ def main() -> int:
         *_faults("localstack.txt", _lines("localstack.in")),
         *_faults("cli.txt", _lines("cli.in")),
         *_faults("docker.txt", _lines("docker.in")),
+        *_faults("deploy.txt", _lines("deploy.in")),
         *_strangers("runtime.txt", core),
         *_strangers("dev.txt", everything),
         *_different_pins(),
