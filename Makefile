@@ -10,6 +10,7 @@ LOCALSTACK := .cache/localstack
 CLI := .cache/cli
 DOCKER := .cache/docker
 DEPLOY := .cache/deploy
+KUBERNETES := .cache/kubernetes
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
@@ -21,7 +22,8 @@ help: ## list what there is to make
 
 setup: $(VENV)/.project ## make .venv, with the locked dependencies and the project itself (editable)
 
-setup-tests: setup $(LOCALSTACK)/.synced $(CLI)/.synced $(DOCKER)/.synced $(DEPLOY)/.synced ## also make the venvs of what the tests run: LocalStack, the DataHub CLI, linters
+setup-tests: setup $(LOCALSTACK)/.synced $(CLI)/.synced $(DOCKER)/.synced $(DEPLOY)/.synced \
+    $(KUBERNETES)/.synced ## also make the venvs of what the tests run: LocalStack, the DataHub CLI, linters
 
 setup-postgres: ## install Debian's PostgreSQL server if there is none (as root); the tests start their own
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || { \
@@ -97,3 +99,4 @@ lock: $(VENV)/.uv ## write requirements/*.txt anew from pyproject.toml and requi
 	    --output-file requirements/cli.txt
 	$(COMPILE) requirements/docker.in --output-file requirements/docker.txt
 	$(COMPILE) requirements/deploy.in --output-file requirements/deploy.txt
+	$(COMPILE) requirements/kubernetes.in --output-file requirements/kubernetes.txt

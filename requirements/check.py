@@ -27,6 +27,7 @@ def main() -> int:
         *_faults("cli.txt", _lines("cli.in")),
         *_faults("docker.txt", _lines("docker.in")),
         *_faults("deploy.txt", _lines("deploy.in")),
+        *_faults("kubernetes.txt", _lines("kubernetes.in")),
         *_strangers("runtime.txt", core),
         *_strangers("dev.txt", everything),
         *_different_pins(),

@@ -1,0 +1,234 @@
+locals {
+  of_queue   = { QueueName = local.queue_name }
+  of_service = { ClusterName = local.cluster_name, ServiceName = aws_ecs_service.this.name }
+
+  visible = { namespace = "AWS/SQS", metric_name = "ApproximateNumberOfMessagesVisible", dimensions = local.of_queue }
+  age     = { namespace = "AWS/SQS", metric_name = "ApproximateAgeOfOldestMessage", dimensions = local.of_queue }
+  running = { namespace = "ECS/ContainerInsights", metric_name = "RunningTaskCount", dimensions = local.of_service }
+
+  topics = compact([var.alarm_topic_arn])
+}
+
+resource "aws_cloudwatch_log_metric_filter" "runs" {
+  for_each = { FailedRuns = "FAILURE", SucceededRuns = "SUCCESS" }
+
+  name           = "${var.name}-${each.key}"
+  log_group_name = aws_cloudwatch_log_group.this.name
+  pattern        = "{ ($.event = \"run_settled\") && ($.status = \"${each.value}\") }"
+
+  metric_transformation {
+    namespace     = local.metrics
+    name          = each.key
+    value         = "1"
+    default_value = "0"
+    unit          = "Count"
+  }
+}
+
+resource "aws_cloudwatch_metric_alarm" "oldest_message" {
+  count = local.queue_is_local ? 1 : 0
+
+  alarm_name          = "${var.name}-oldest-message"
+  alarm_description   = "A request has waited for long. Are there tasks, does their log say why they don't receive, is max_tasks too low?"
+  alarm_actions       = local.topics
+  ok_actions          = local.topics
+  comparison_operator = "GreaterThanThreshold"
+  threshold           = var.oldest_message_alarm_seconds
+  evaluation_periods  = 5
+  datapoints_to_alarm = 5
+  treat_missing_data  = "notBreaching"
+  tags                = var.tags
+
+  dynamic "metric_query" {
+    for_each = { visible = local.visible, age = local.age }
+
+    content {
+      id          = metric_query.key
+      return_data = false
+
+      metric {
+        stat        = "Maximum"
+        period      = 60
+        namespace   = metric_query.value.namespace
+        metric_name = metric_query.value.metric_name
+        dimensions  = metric_query.value.dimensions
+      }
+    }
+  }
+
+  metric_query {
+    id          = "waiting"
+    label       = "Seconds that a request has waited"
+    return_data = true
+    # A long run's message ages, too, as long as it is not deleted: then nothing waits.
+    expression = "IF(FILL(visible, 0) > 0, FILL(age, 0), 0)"
+  }
+}
+
+resource "aws_cloudwatch_metric_alarm" "dead_letters" {
+  count = local.makes_queue ? 1 : 0
+
+  alarm_name          = "${var.name}-dead-letters"
+  alarm_description   = "A message that nobody could work on lies in the dead-letter queue; the log names it by its id."
+  alarm_actions       = local.topics
+  ok_actions          = local.topics
+  namespace           = "AWS/SQS"
+  metric_name         = "ApproximateNumberOfMessagesVisible"
+  dimensions          = { QueueName = aws_sqs_queue.dead_letters[0].name }
+  statistic           = "Maximum"
+  period              = 300
+  evaluation_periods  = 1
+  comparison_operator = "GreaterThanThreshold"
+  threshold           = 0
+  treat_missing_data  = "notBreaching"
+  tags                = var.tags
+}
+
+resource "aws_cloudwatch_metric_alarm" "failed_runs" {
+  alarm_name          = "${var.name}-failed-runs"
+  alarm_description   = "Runs ended as FAILURE; why is in DataHub's page, and in the log's events run_settled."
+  alarm_actions       = local.topics
+  ok_actions          = local.topics
+  namespace           = local.metrics
+  metric_name         = "FailedRuns"
+  statistic           = "Sum"
+  period              = 300
+  evaluation_periods  = 1
+  comparison_operator = "GreaterThanOrEqualToThreshold"
+  threshold           = var.failed_runs_alarm_count
+  treat_missing_data  = "notBreaching"
+  tags                = var.tags
+}
+
+# A task whose health check fails is ended and replaced: one that runs for long is a healthy one.
+resource "aws_cloudwatch_metric_alarm" "no_task" {
+  alarm_name          = "${var.name}-no-task"
+  alarm_description   = "No task runs, though one should. The service's events say why it starts none, its stopped tasks why they ended."
+  alarm_actions       = local.topics
+  ok_actions          = local.topics
+  comparison_operator = "GreaterThanOrEqualToThreshold"
+  threshold           = 1
+  evaluation_periods  = 10
+  datapoints_to_alarm = 10
+  treat_missing_data  = var.min_tasks == 0 ? "notBreaching" : "breaching"
+  tags                = var.tags
+
+  dynamic "metric_query" {
+    for_each = local.starts_from_zero ? { visible = local.visible, running = local.running } : { running = local.running }
+
+    content {
+      id          = metric_query.key
+      return_data = false
+
+      metric {
+        stat        = "Maximum"
+        period      = 60
+        namespace   = metric_query.value.namespace
+        metric_name = metric_query.value.metric_name
+        dimensions  = metric_query.value.dimensions
+      }
+    }
+  }
+
+  metric_query {
+    id          = local.starts_from_zero ? "stuck" : "missing"
+    label       = local.starts_from_zero ? "A request waits and no task runs" : "No task runs"
+    return_data = true
+    expression  = local.starts_from_zero ? "IF(FILL(visible, 0) > 0 AND FILL(running, 0) < 1, 1, 0)" : "IF(FILL(running, 0) < 1, 1, 0)"
+  }
+}
+
+resource "aws_cloudwatch_dashboard" "this" {
+  dashboard_name = "${var.name}-executor"
+
+  dashboard_body = jsonencode({
+    widgets = [
+      {
+        type   = "metric"
+        x      = 0
+        y      = 0
+        width  = 12
+        height = 6
+        properties = {
+          title  = "Requests"
+          region = local.queue_region
+          stat   = "Maximum"
+          period = 60
+          metrics = concat(
+            [
+              ["AWS/SQS", "ApproximateNumberOfMessagesVisible", "QueueName", local.queue_name, { label = "waiting" }],
+              ["AWS/SQS", "ApproximateNumberOfMessagesNotVisible", "QueueName", local.queue_name, { label = "running" }],
+              ["AWS/SQS", "ApproximateAgeOfOldestMessage", "QueueName", local.queue_name, { label = "age of the oldest (s)", yAxis = "right" }],
+            ],
+            [for queue in aws_sqs_queue.dead_letters : ["AWS/SQS", "ApproximateNumberOfMessagesVisible", "QueueName", queue.name, { label = "dead letters" }]],
+          )
+        }
+      },
+      {
+        type   = "metric"
+        x      = 12
+        y      = 0
+        width  = 12
+        height = 6
+        properties = {
+          title  = "Tasks"
+          region = local.region
+          stat   = "Maximum"
+          period = 60
+          metrics = [
+            for name in ["DesiredTaskCount", "PendingTaskCount", "RunningTaskCount"] :
+            ["ECS/ContainerInsights", name, "ClusterName", local.cluster_name, "ServiceName", aws_ecs_service.this.name]
+          ]
+        }
+      },
+      {
+        type   = "metric"
+        x      = 0
+        y      = 6
+        width  = 12
+        height = 6
+        properties = {
+          title   = "Runs that ended"
+          region  = local.region
+          stat    = "Sum"
+          period  = 300
+          stacked = true
+          metrics = [
+            [local.metrics, "SucceededRuns", { label = "SUCCESS", color = "#2ca02c" }],
+            [local.metrics, "FailedRuns", { label = "FAILURE", color = "#d62728" }],
+          ]
+        }
+      },
+      {
+        type   = "metric"
+        x      = 12
+        y      = 6
+        width  = 12
+        height = 6
+        properties = {
+          title  = "Use (%)"
+          region = local.region
+          stat   = "Maximum"
+          period = 60
+          metrics = [
+            for name in ["CPUUtilization", "MemoryUtilization"] :
+            ["AWS/ECS", name, "ClusterName", local.cluster_name, "ServiceName", aws_ecs_service.this.name]
+          ]
+        }
+      },
+      {
+        type   = "log"
+        x      = 0
+        y      = 12
+        width  = 24
+        height = 8
+        properties = {
+          title  = "Failed runs"
+          region = local.region
+          view   = "table"
+          query  = "SOURCE '${aws_cloudwatch_log_group.this.name}' | fields @timestamp, exec_id, source_type, attempt, words | filter event = 'run_settled' and status = 'FAILURE' | sort @timestamp desc | limit 50"
+        }
+      },
+    ]
+  })
+}
