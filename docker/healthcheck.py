@@ -8,7 +8,8 @@ from pathlib import Path
 
 PORT = "9087"
 TIMEOUT = 4.0  # seconds
-HEARTBEAT = Path("/tmp/worker_liveness_heartbeat")  # noqa: S108 - the executor touches it every five seconds
+WORK_DIR = "/tmp/datahub"  # noqa: S108 - the executor's default
+HEARTBEAT = "worker_liveness_heartbeat"  # in the work folder; touched every five seconds
 HEARTBEAT_LASTS = 60.0  # seconds
 
 
@@ -29,14 +30,20 @@ def fault(port: int) -> str:
 
 
 def _heartbeat_fault() -> str:
+    file = Path(_setting("DATAHUB_EXECUTOR_WORK_DIR") or WORK_DIR, HEARTBEAT)
     try:
-        age = time.time() - HEARTBEAT.stat().st_mtime
+        age = time.time() - file.stat().st_mtime
     except OSError as error:
-        return f"{HEARTBEAT}: {error.strerror}"
-    return "" if age < HEARTBEAT_LASTS else f"{HEARTBEAT} is {age:.0f} s old"
+        return f"{file}: {error.strerror}"
+    return "" if age < HEARTBEAT_LASTS else f"{file} is {age:.0f} s old"
+
+
+def _setting(name: str) -> str:
+    """As the executor reads it: blanks and quotes may have come along."""
+    return os.environ.get(name, "").strip().strip("\"'").strip()
 
 
 if __name__ == "__main__":
-    found = fault(int(os.environ.get("DATAHUB_EXECUTOR_METRICS_PORT") or PORT))
+    found = fault(int(_setting("DATAHUB_EXECUTOR_METRICS_PORT") or PORT))
     sys.stderr.write(found and f"{found}\n")
     sys.exit(1 if found else 0)

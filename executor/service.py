@@ -26,7 +26,7 @@ from executor.ingestion.ingest import open_ingestion
 from executor.ingestion.masking import Masker, MaskRegistry
 from executor.lack import reason
 from executor.operations.ecs import find_task, scale_in_protection
-from executor.operations.health import Health, serve_http
+from executor.operations.health import HEARTBEAT_FOLDER, Health, serve_http
 from executor.operations.logging import configure_logging
 from executor.operations.metrics import Metrics
 from executor.operations.reachability import Reachability
@@ -78,7 +78,7 @@ class Service:
             await background.start(self._stopping.watch_signals)
             if self._settings.metrics_port:
                 await background.start(self._serve_http)
-            background.start_soon(self._health.touch_files)
+            background.start_soon(self._health.touch_files, HEARTBEAT_FOLDER, self._settings.work_dir)
             await self._serve()
             background.cancel_scope.cancel()
         log.info("stopped")

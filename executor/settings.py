@@ -1,5 +1,6 @@
 """Every setting of the service, once (contract, section 1)."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,6 +52,24 @@ def _gms_address(text: str) -> str:
 
 def _is_acryl_cloud(host: str) -> bool:
     return host.lower().endswith(".acryl.io")
+
+
+def _secrets(text: SecretStr | None) -> SecretStr | None:
+    if text is not None:
+        secrets_of(text.get_secret_value())
+    return text
+
+
+def secrets_of(text: str) -> dict[str, str]:
+    """Names and values of a JSON object; numbers, true and false are taken as their text. Raises ValueError."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        raise ValueError("it is not JSON") from None
+    values = found.values() if isinstance(found, dict) else [None]
+    if any(isinstance(value, dict | list | None) for value in values):
+        raise ValueError("it is no JSON object of texts and numbers")
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in found.items()}
 
 
 def _token(token: SecretStr | None) -> SecretStr | None:
@@ -123,6 +142,9 @@ class Settings(BaseSettings):
     )
     file_secret_maxlen: Annotated[int, Field(ge=1)] = _setting(
         "a whole number of bytes, at least 1", "DATAHUB_EXECUTOR_FILE_SECRET_MAXLEN", default=1024 * 1024
+    )
+    secrets: Annotated[SecretStr | None, AfterValidator(_secrets)] = _setting(
+        'secrets of recipes as a JSON object, {"NAME": "value", …}', "DATAHUB_EXECUTOR_SECRETS", default=None
     )
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = _setting(
         "a port from 1 to 65535, or 0 for off", "DATAHUB_EXECUTOR_METRICS_PORT", default=9087

@@ -5,6 +5,7 @@ SOURCES are source types, separated by commas or spaces; each gets `FOLDER/<sour
 executor builds its venvs. Run it with the Python of the executor's venv.
 """
 
+import difflib
 import os
 import sys
 import tempfile
@@ -64,7 +65,11 @@ async def _build(builder: Uv, source: str, spec: VenvSpec, directory: Path, plac
     version = await builder.latest(spec, directory) if spec.version == LATEST else spec.version
     built = await builder.build(spec, version, directory, _say)
     if source not in (known := _source_types(built.path)):
-        raise VenvError(f"{CLI} {built.cli_version} has no source {source!r}. It has: {', '.join(known)}.")
+        meant = "".join(f" Is {name} meant?" for name in difflib.get_close_matches(source, known, 1))
+        raise VenvError(
+            f"{CLI} {built.cli_version} has no source {source!r} (BUNDLED_SOURCES).{meant} It has: "
+            f"{', '.join(known)}."
+        )
     built.path.rename(place)
     _say(f"{place}: {CLI} {built.cli_version}\n".encode())
 
@@ -81,7 +86,10 @@ def _say(line: bytes) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Do as the module says; 1 where it can't be done."""
+    """Do as the module says; 1 where it can't be done, 2 where it is not said what."""
+    if len(arguments) != 3 or not arguments[1]:
+        sys.stderr.write("usage: bundle.py FOLDER CLI_VERSION SOURCES; none of the first two may be empty\n")
+        return 2
     folder, version, sources = arguments
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

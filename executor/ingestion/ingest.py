@@ -31,8 +31,9 @@ from executor.ingestion.venv import Venv, VenvCache, VenvError, venv_spec
 from executor.lack import reason
 from executor.lease import Lease
 from executor.requests import ExecutionRequest, TaskName
-from executor.settings import Settings
+from executor.settings import Settings, secrets_of
 
+OWN_SECRETS = "DATAHUB_EXECUTOR_SECRETS"  # a variable that no run is given, nor can ask for as a whole
 LARGE = 64 * 1024  # characters of a recipe, bytes of a report; work on more would keep other runs waiting
 LAST_OUTPUT = 16 * 1024  # bytes of the log in which the reason of an end is looked for
 
@@ -86,7 +87,12 @@ class Ingestion:
     ) -> None:
         self._settings = settings
         self._env = env
-        self._files = FileSecretStore(settings.file_secret_basedir, settings.file_secret_maxlen)
+        self._own: list[SecretStore] = [
+            FileSecretStore(settings.file_secret_basedir, settings.file_secret_maxlen)
+        ]
+        if settings.secrets is not None:
+            given = secrets_of(settings.secrets.get_secret_value())
+            self._own.append(EnvironmentSecretStore(given, OWN_SECRETS))
         self._stores = stores
         self._venvs = venvs
         self._guard = guard
@@ -101,7 +107,7 @@ class Ingestion:
             raise IngestError(str(error)) from error
 
     async def secrets(self, request: ExecutionRequest, recipe: Recipe) -> dict[str, str]:
-        """The values of the names in the recipe: from files, the run's environment, then the stores.
+        """The values of the names in the recipe: from files, our own, the run's environment, the stores.
 
         Raises:
             IngestError: a name is found nowhere, or a secret can't be read.
@@ -109,7 +115,7 @@ class Ingestion:
         environment = EnvironmentSecretStore({**self._env, **request.extra_env_vars})
         try:
             references = await _apart(len(request.recipe), lambda: recipe.references)
-            return await resolve(references, [self._files, environment, *self._stores])
+            return await resolve(references, [*self._own, environment, *self._stores])
         except SecretError as error:
             raise IngestError(str(error)) from error
 
@@ -225,6 +231,7 @@ async def open_ingestion(
     is removed first.
     """
     await to_thread.run_sync(sweep, settings.work_dir)
+    env = {name: value for name, value in env.items() if name != OWN_SECRETS}
     async with (
         open_guard() as guard,
         VenvCache(

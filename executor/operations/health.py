@@ -45,13 +45,14 @@ class Health:
         missing = [f"{server.name} not reached" for server in self._dependencies if not server.reached]
         return [*missing, "stopping"] if self._stopping else missing
 
-    async def touch_files(self, folder: Path = HEARTBEAT_FOLDER) -> None:
-        """Keep the heartbeat files young while live and ready, until cancelled."""
+    async def touch_files(self, *folders: Path) -> None:
+        """Keep the heartbeat files in these folders young while live and ready, until cancelled."""
         while True:
-            if not self.stale():
-                _touch(folder / LIVENESS_FILE)
-            if not self.missing():
-                _touch(folder / READINESS_FILE)
+            for folder in folders:
+                if not self.stale():
+                    _touch(folder / LIVENESS_FILE)
+                if not self.missing():
+                    _touch(folder / READINESS_FILE)
             await anyio.sleep(FILE_INTERVAL)
 
 
@@ -93,7 +94,7 @@ def _touch(file: Path) -> None:
     try:
         file.touch()
     except OSError:
-        return  # a read-only folder: whoever looks at the file learns as much; the HTTP check goes on working
+        return  # a read-only folder, as /tmp may be: then there is the file in the work folder, and the HTTP check
 
 
 def _answer(faults: list[str]) -> web.Response:

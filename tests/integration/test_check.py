@@ -14,13 +14,17 @@ import anyio
 import httpx
 import pytest
 from aiohttp import web
+from anyio.abc import TaskStatus
 
 from executor.local.datahub import DataHubStandIn
 from executor.local.faults import Fault
 from executor.local.graphql_api import Generation
+from executor.operations.health import Health, serve_http
+from executor.operations.metrics import Metrics
 from tests.integration.commands import COMMAND, executor, executor_on_terminal, settings_for
 from tests.integration.package_index import PackageIndex, serve, wheel
 from tests.servers import LocalStack
+from tests.servers.process import free_port
 
 SKIPPED = "\N{EN DASH}"
 Marks = dict[str, str]
@@ -313,9 +317,23 @@ async def test_a_metrics_port_that_is_taken_is_warned_of(env: dict[str, str]) ->
         port = str(taken.getsockname()[1])
         code, marks, text = await check({**env, "DATAHUB_EXECUTOR_METRICS_PORT": port})
     assert (code, marks["metrics port"]) == (0, "!")
-    assert "an executor that runs on this machine" in line_of(text, "metrics port")
+    assert "taken by something in the executor's way" in line_of(text, "metrics port")
     code, marks, _ = await check({**env, "DATAHUB_EXECUTOR_METRICS_PORT": port})
     assert (code, marks["metrics port"]) == (0, "✓")
+
+
+async def test_a_metrics_port_that_a_running_executor_has_is_no_fault(env: dict[str, str]) -> None:
+    port = free_port()
+
+    async def executor_runs(*, task_status: TaskStatus[None]) -> None:
+        await serve_http(port, Health([]), Metrics("remote"), task_status)
+
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(executor_runs)
+        code, marks, text = await check({**env, "DATAHUB_EXECUTOR_METRICS_PORT": str(port)})
+        tasks.cancel_scope.cancel()
+    assert (code, marks["metrics port"]) == (0, "✓")
+    assert "an executor which runs here" in line_of(text, "metrics port")
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:1/simple", "https://127.0.0.1:1/simple"])

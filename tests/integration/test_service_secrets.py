@@ -75,6 +75,23 @@ async def test_files_go_before_the_environment_and_that_before_datahub(
     }
 
 
+async def test_secrets_that_were_handed_over_together_reach_the_recipe_that_names_them_and_no_environment(
+    site: Site,
+) -> None:
+    own = json.dumps({"DB_PASSWORD": PASSWORD, "DB_PORT": 5432, "OTHER": "somebody else's"})
+    site.fake_cli("fake", TELL + 'note("names", sorted(os.environ))\n')
+    async with site.service(DATAHUB_EXECUTOR_SECRETS=own, DB_PASSWORD="of the environment"):
+        await site.submit("r1", config={"password": "${DB_PASSWORD}", "port": "${DB_PORT}"})
+        assert (await site.settled("r1")).status == "SUCCESS"
+        await site.submit("r2", config={"all": "${DATAHUB_EXECUTOR_SECRETS}"})
+        ended = await site.settled("r2")
+    assert site.clis.notes("secrets") == [{"DB_PASSWORD": PASSWORD, "DB_PORT": "5432"}]
+    [names] = site.clis.notes("names")
+    assert not {"DATAHUB_EXECUTOR_SECRETS", "DB_PORT", "OTHER"} & set(names)
+    assert ended.status == "FAILURE"
+    assert "found nowhere: DATAHUB_EXECUTOR_SECRETS. Looked in" in ended.value["report"]
+
+
 async def test_an_unknown_secret_fails_the_run_before_it_starts_and_is_named(site: Site) -> None:
     site.fake_cli("fake", TELL)
     async with site.service():

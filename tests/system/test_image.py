@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from executor.local.datahub import DataHubStandIn
+from executor.operations.health import LIVENESS_FILE, Health
 from executor.settings import load_settings
 from tests.conftest import ROOT
 from tests.servers import LocalStack
@@ -187,9 +188,9 @@ def health_check(image: Image | None = None) -> list[str]:
     return words
 
 
-def check_health(port: int) -> subprocess.CompletedProcess[str]:
+def check_health(port: int, **env: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-I", str(ROOT / "docker" / "healthcheck.py")]
-    env = {"DATAHUB_EXECUTOR_METRICS_PORT": str(port)}
+    env |= {"DATAHUB_EXECUTOR_METRICS_PORT": f"'{port}' "}  # as a file of variables may have it
     return subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
 
 
@@ -198,6 +199,20 @@ def test_an_executor_that_does_not_answer_is_not_healthy() -> None:
     checked = check_health(port)
     assert checked.returncode == 1
     assert f"port {port} does not answer" in checked.stderr
+
+
+async def test_without_a_port_the_file_in_the_work_folder_tells(tmp_path: Path) -> None:
+    file = tmp_path / LIVENESS_FILE
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Health([]).touch_files, tmp_path)
+        await eventually(lambda: file.exists() or None, lambda: "it touched no file")
+        tasks.cancel_scope.cancel()
+    folder = {"DATAHUB_EXECUTOR_WORK_DIR": str(tmp_path)}
+    assert check_health(0, **folder).returncode == 0
+    os.utime(file, (0, 0))
+    assert "s old" in check_health(0, **folder).stderr
+    file.unlink()
+    assert f"{file}: No such file" in check_health(0, **folder).stderr
 
 
 def test_an_executor_that_is_stuck_is_not_healthy_and_docker_is_told_why() -> None:

@@ -6,7 +6,14 @@ import pytest
 
 from executor.commands.settings import run
 from executor.queue.name import QueueName
-from executor.settings import Settings, SettingsError, describe, load_settings, unknown_variables
+from executor.settings import (
+    Settings,
+    SettingsError,
+    describe,
+    load_settings,
+    secrets_of,
+    unknown_variables,
+)
 
 URL = "https://sqs.eu-west-1.amazonaws.com/123456789012/datahub"
 MINIMAL = {"DATAHUB_GMS_URL": "http://gms:8080", "DATAHUB_EXECUTOR_QUEUE": URL}
@@ -152,6 +159,28 @@ def test_blanks_and_quotes_around_a_pasted_value_are_left_out() -> None:
     assert settings.gms_token is not None
     assert settings.gms_token.get_secret_value() == TOKEN
     assert settings.max_workers == 8
+
+
+def test_secrets_of_recipes_are_a_json_object_of_texts_and_numbers() -> None:
+    settings = load(DATAHUB_EXECUTOR_SECRETS='{"PASSWORD": "a b", "PORT": 5432, "TLS": true, "EMPTY": ""}')
+
+    assert settings.secrets is not None
+    assert secrets_of(settings.secrets.get_secret_value()) == {
+        "PASSWORD": "a b",
+        "PORT": "5432",
+        "TLS": "true",
+        "EMPTY": "",
+    }
+
+
+@pytest.mark.parametrize(
+    "text", [TOKEN, f'["{TOKEN}"]', f'{{"A": ["{TOKEN}"]}}', f'{{"{TOKEN}": null}}', "5"]
+)
+def test_secrets_in_another_form_are_a_fault_and_not_shown(text: str) -> None:
+    [fault] = faults(MINIMAL | {"DATAHUB_EXECUTOR_SECRETS": text})
+
+    assert fault.startswith("DATAHUB_EXECUTOR_SECRETS must be secrets of recipes as a JSON object")
+    assert TOKEN not in fault
 
 
 def test_settings_cannot_be_changed() -> None:

@@ -18,7 +18,7 @@ from executor.settings import Settings
 
 LOW_SPACE: Final = 2_000_000_000  # bytes; a venv of the CLI takes 0.2 to 2 GB
 _UV_ENDS_WITHIN: Final = 10.0  # seconds
-_ECS_ANSWERS_WITHIN: Final = 3.0  # seconds
+_ANSWERS_WITHIN: Final = 3.0  # seconds
 _WORK, _SPACE, _CACHE, _BUNDLED = "work folder", "free space", "uv's cache", "bundled venvs"
 _PORT: Final = "metrics port"
 
@@ -55,6 +55,24 @@ def check_disk(settings: Settings, env: Mapping[str, str], findings: Findings) -
     _check_cache(work, env, findings)
 
 
+async def _say_who_has(port: int, findings: Findings) -> None:
+    """An executor that runs beside this command has its port, and no fault."""
+    try:
+        async with httpx.AsyncClient(trust_env=False, timeout=_ANSWERS_WITHIN) as client:
+            answer = await client.get(f"http://127.0.0.1:{port}/metrics")
+        ours = "datahub_executor_" in answer.text
+    except httpx.HTTPError:
+        ours = False
+    if ours:
+        findings.good(_PORT, f"{port} is that of an executor which runs here")
+    else:
+        findings.warning(
+            _PORT,
+            f"{port} is taken by something in the executor's way",
+            "set DATAHUB_EXECUTOR_METRICS_PORT to another one, or to 0 for none",
+        )
+
+
 async def check_port(settings: Settings, findings: Findings) -> None:
     """Listen where health and metrics are served, and stop at once."""
     port = settings.metrics_port
@@ -66,11 +84,7 @@ async def check_port(settings: Settings, findings: Findings) -> None:
             pass
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            findings.warning(
-                _PORT,
-                f"{port} is taken: by an executor that runs on this machine, or else by something in its way",
-                "a further executor needs another DATAHUB_EXECUTOR_METRICS_PORT, or 0 for none",
-            )
+            await _say_who_has(port, findings)
         else:
             findings.fault(
                 _PORT,
@@ -106,7 +120,7 @@ async def check_ecs(env: Mapping[str, str], findings: Findings) -> None:
     if not address:
         return
     try:
-        async with httpx.AsyncClient(timeout=_ECS_ANSWERS_WITHIN, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=_ANSWERS_WITHIN, trust_env=False) as client:
             answer = await client.get(f"{address}/task")
             task = answer.raise_for_status().json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
