@@ -22,8 +22,8 @@ help: ## list what there is to make
 
 setup: $(VENV)/.project ## make .venv, with the locked dependencies and the project itself (editable)
 
-setup-tests: setup $(LOCALSTACK)/.synced $(CLI)/.synced $(DOCKER)/.synced $(DEPLOY)/.synced \
-    $(KUBERNETES)/.synced ## also make the venvs of what the tests run: LocalStack, the DataHub CLI, linters
+TOOLS := $(LOCALSTACK) $(CLI) $(DOCKER) $(DEPLOY) $(KUBERNETES)
+setup-tests: setup $(TOOLS:=/.synced) ## also make the venvs of what the tests run: LocalStack, the DataHub CLI, linters
 
 setup-postgres: ## install Debian's PostgreSQL server if there is none (as root); the tests start their own
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || { \
@@ -34,7 +34,7 @@ demo: setup ## run one ingestion end to end on this machine: queue, DataHub stan
 	@$(VENV)/bin/datahub-executor demo $(ARGS)
 
 test: check setup-tests ## check, then all tests; ARGS="-k word" for some of them
-	@$(PY) -m pytest --numprocesses 3 --dist loadgroup $(ARGS)
+	@$(PY) -m pytest --numprocesses 4 --dist loadgroup $(ARGS)
 
 check: setup ## lint, format, types, dead code, and whether the locks are current
 	$(PY) requirements/check.py
@@ -43,7 +43,7 @@ check: setup ## lint, format, types, dead code, and whether the locks are curren
 	$(PY) -m mypy --no-error-summary
 	$(PY) -m vulture
 
-bench: setup-tests ## measure against the bare CLI; prints ratios
+bench: setup-tests ## measure against the bare CLI; prints ratios; ARGS="--help" tells which
 	@$(PY) -m benchmarks $(ARGS)
 
 chaos: setup-tests ## kill, stop and cut off four executors for five minutes; ARGS="--seed N" repeats the faults
