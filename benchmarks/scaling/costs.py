@@ -24,11 +24,11 @@ SQS_CALLS_A_RUN = 2  # sent, deleted; it comes with a receive
 
 @dataclass(frozen=True, slots=True)
 class TaskSize:
-    """What a task of four runs at a time is given."""
+    """What a task of four runs at a time is given: the defaults of the templates."""
 
-    vcpus: float = 1.0
-    memory: float = 4.0  # GB
-    storage: float = 30.0  # GB
+    vcpus: float = 2.0
+    memory: float = 8.0  # GB
+    storage: float = 50.0  # GB
 
     @property
     def hourly(self) -> float:

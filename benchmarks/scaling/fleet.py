@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from benchmarks.scaling.load import HOUR, SEED, Load
-from benchmarks.scaling.policy import PERIOD, AutoScaling, Datapoint, Settings
+from benchmarks.scaling.load import DAY, HOUR, SEED, Load
+from benchmarks.scaling.metrics import PERIOD, Minute
+from benchmarks.scaling.policy import AutoScaling, Settings
 
 START = (45.0, 65.0)  # seconds from a task's launch until it takes runs
 LAUNCHES_A_MINUTE = 500  # of one service, on Fargate
@@ -17,6 +18,7 @@ LINGER = 30.0  # seconds that the protection is kept after a task's last run
 LAST_RECEIVE = 20.0  # seconds that an idle task takes to stop
 ATTEMPTS = 4  # DATAHUB_EXECUTOR_MAX_ATTEMPTS restarts, and the first
 WARM_UP = 1800.0  # seconds before midnight from which on the policy runs
+PATIENCE = DAY  # seconds after the load's own time: what has not run by then never will
 
 
 @dataclass(eq=False, slots=True)
@@ -52,6 +54,7 @@ class Outcome:
     interrupted: int = 0
     lost_seconds: float = 0.0  # of work that was interrupted, and has to be done again
     failed: int = 0  # requests whose attempts were used up
+    unserved: int = 0  # requests for which there was never a task
     peak_in_flight: int = 0
     deployed_seconds: float = 0.0  # from a deployment's begin until the last old task is gone
     interrupted_by_deployment: int = 0
@@ -71,7 +74,7 @@ class Fleet:
         self._load = load
         self._settings = settings
         self._chance = random.Random(SEED)
-        self._scaling = AutoScaling(settings)
+        self._scaling = AutoScaling(settings, -WARM_UP - load.unused)
         self._now = -WARM_UP
         self._queue: deque[Run] = deque()
         self._tasks: dict[Task, None] = {}  # a set in the order of their launch
@@ -92,7 +95,7 @@ class Fleet:
         if self._deploy_at is not None:
             self._at(self._deploy_at, self._deploy)
         events, requests, number = self._events, self._load.requests, 0
-        while self._pending or self._now < self._load.until:
+        while self._now < self._load.until + (PATIENCE if self._pending else 0):
             if number < len(requests) and requests[number].sent <= events[0][0]:
                 self._now = requests[number].sent
                 self._queue.append(Run(*requests[number]))
@@ -103,6 +106,7 @@ class Fleet:
                 happen()
         for task in [*self._tasks]:
             self._gone(task)
+        self.outcome.unserved = len(requests) - len(self.outcome.waits)
         return self.outcome
 
     def _at(self, when: float, happen: Callable[[], None]) -> None:
@@ -154,8 +158,8 @@ class Fleet:
 
     def _minute(self) -> None:
         running = sum(task.ready and not task.stopping for task in self._tasks)
-        point = Datapoint(self._now, len(self._queue), self._in_flight, running)
-        self._scaling.minute(point, deploying=bool(self._old))
+        minute = Minute(self._now, len(self._queue), self._in_flight, running)
+        self._scaling.minute(minute, deploying=bool(self._old))
         self._scale()
         self.outcome.peak_in_flight = max(self.outcome.peak_in_flight, self._in_flight)
         self._at(self._now + PERIOD, self._minute)

@@ -22,13 +22,14 @@ class Load(NamedTuple):
     name: str
     requests: list[Request]
     until: float = DAY
+    unused: float = DAY  # seconds that nobody had used the queue before
 
 
 def steady(an_hour: float, until: float = DAY, minutes: float = 3.0) -> Load:
     """Independent requests all day; `minutes` is the median run time, as in all loads."""
     chance = random.Random(SEED)
     requests = list(_poisson(chance, an_hour, 0.0, until, minutes))
-    return Load(f"steady, {an_hour:,g} an hour", requests, until)
+    return Load(f"steady, {an_hour:,g} an hour", requests, until, unused=0.0)
 
 
 def nightly(count: int = 300, within: float = 30.0) -> Load:

@@ -1,18 +1,28 @@
-"""The autoscaling policy: what CloudWatch sees, when, and what Application Auto Scaling makes of it.
+"""The autoscaling policy: what Application Auto Scaling makes of what CloudWatch knows.
 
 Sources: *Create a target tracking scaling policy for Application Auto Scaling using metric math*, *Define cooldown
-periods* (Application Auto Scaling User Guide), *Automatically scale your Amazon ECS service* (ECS Developer Guide).
+periods* (Application Auto Scaling User Guide), *Automatically scale your Amazon ECS service* (ECS Developer Guide),
+*Evaluating an alarm* (CloudWatch User Guide).
 """
 
 import math
-from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-PERIOD = 60.0  # seconds between two datapoints of a metric
-METRIC_DELAY = 60.0  # seconds until a datapoint can be read
+from benchmarks.scaling.metrics import (
+    KEPT,
+    CloudWatch,
+    Lateness,
+    Minute,
+    backlog_per_task,
+    filled_backlog_per_task,
+    waits_for_a_task,
+)
+
 OUT_POINTS = 3  # datapoints above the target before it scales out
 IN_POINTS = 15  # datapoints below LOW of it before it scales in
+SPARE = KEPT - IN_POINTS  # minutes more that an alarm looks at, to find as many datapoints
+FIRST_POINTS, FIRST_OF = 2, 3  # the first task's alarm: minutes that say so, of the newest
 LOW = 0.9  # of the target
 COOLDOWN = 300.0  # seconds; the default for ECS services
 
@@ -29,6 +39,8 @@ class Settings:
     lift_after: float | None = (
         None  # seconds after a deployment's begin: the old tasks' protection is lifted by hand
     )
+    lateness: Lateness = field(default_factory=Lateness)
+    filled: bool = False  # FILL(…, 0) on each metric, to see what it does
 
     @property
     def backlog_target(self) -> float:
@@ -36,54 +48,53 @@ class Settings:
         return self.target or self.slots
 
 
-class Datapoint(NamedTuple):
-    """One minute of the queue and the service, as CloudWatch has it."""
-
-    at: float  # seconds
-    visible: int
-    in_flight: int
-    running: int
-
-    @property
-    def backlog_per_task(self) -> float:
-        """The metric that is tracked."""
-        return (self.visible + self.in_flight) / max(self.running, 1)
-
-
 @dataclass(slots=True)
 class AutoScaling:
     """Sets the desired count, once a minute."""
 
     settings: Settings
+    used_at: float = -math.inf  # when anybody last used the queue
     desired: int = 0
-    _points: deque[Datapoint] = field(default_factory=lambda: deque(maxlen=IN_POINTS))
-    _fresh: deque[Datapoint] = field(default_factory=deque)  # not to be read yet
+    _cloudwatch: CloudWatch = field(init=False)
     _cooling_until: float = -math.inf
     _stepped_until: float = -math.inf
     _base: int = 0  # tasks that ran when the cooldown began: what it added must not count twice
 
     def __post_init__(self) -> None:
         self.desired = self.settings.minimum
+        self._cloudwatch = CloudWatch(self.settings.lateness, self.used_at)
 
-    def minute(self, point: Datapoint, *, deploying: bool = False) -> None:
-        """Take a datapoint, and decide by those that can be read. During a deployment nothing is scaled in."""
-        self._fresh.append(point)
-        while self._fresh and self._fresh[0].at <= point.at - METRIC_DELAY:
-            self._points.append(self._fresh.popleft())
-        if not self._points:
-            return
-        target, latest = self.settings.backlog_target, self._points[-1]
-        metrics = [seen.backlog_per_task for seen in self._points]
-        if latest.visible and not latest.running and not self.desired:
+    def minute(self, minute: Minute, *, deploying: bool = False) -> None:
+        """Measure, and decide by what can be read. During a deployment nothing is scaled in."""
+        now, target = minute.at, self.settings.backlog_target
+        self._cloudwatch.take(minute, self.desired)
+        if self.settings.minimum == 0 and now >= self._stepped_until and self._wants_first_task(now):
             # Step scaling, a policy of its own: what target tracking makes of no task is no task.
-            self.desired, self._stepped_until = 1, point.at + COOLDOWN
-        elif len(metrics) >= OUT_POINTS and min(metrics[-OUT_POINTS:]) > target:
-            base = self._base if point.at < self._cooling_until else point.running
-            self._out(point.at, base, math.ceil(base * latest.backlog_per_task / target))
-        elif deploying or point.at < max(self._cooling_until, self._stepped_until):
+            self.desired = min(self.desired + 1, self.settings.maximum)
+            self._stepped_until = now + COOLDOWN
+        latest = next((value for value in self._backlogs(now, OUT_POINTS + SPARE) if value is not None), None)
+        if latest is None:
             return
-        elif len(metrics) == IN_POINTS and max(metrics) < LOW * target:
-            self._in(point.at, math.ceil(point.running * latest.backlog_per_task / target))
+        if _newest(self._backlogs(now, OUT_POINTS + SPARE), OUT_POINTS, lambda value: value > target):
+            base = self._base if now < self._cooling_until else minute.running
+            self._out(now, base, math.ceil(base * latest / target))
+        elif self._may_scale_in(now, deploying) and _newest(
+            self._backlogs(now, KEPT), IN_POINTS, lambda value: value < LOW * target
+        ):
+            self._in(now, math.ceil(minute.running * latest / target))
+
+    def _may_scale_in(self, now: float, deploying: bool) -> bool:
+        if deploying or self.desired <= self.settings.minimum:
+            return False
+        return now >= max(self._cooling_until, self._stepped_until)
+
+    def _wants_first_task(self, now: float) -> bool:
+        said = map(waits_for_a_task, self._cloudwatch.newest(now, FIRST_OF + SPARE))
+        return sum([one for one in said if one is not None][:FIRST_OF]) >= FIRST_POINTS
+
+    def _backlogs(self, now: float, minutes: int) -> Iterable[float | None]:
+        metric = filled_backlog_per_task if self.settings.filled else backlog_per_task
+        return map(metric, self._cloudwatch.newest(now, minutes))
 
     def _out(self, now: float, base: int, wanted: int) -> None:
         wanted = min(wanted, self.settings.maximum)
@@ -94,3 +105,17 @@ class AutoScaling:
         wanted = max(wanted, self.settings.minimum)
         if wanted < self.desired:
             self.desired, self._cooling_until = wanted, now + COOLDOWN
+
+
+def _newest(values: Iterable[float | None], count: int, holds: Callable[[float], bool]) -> bool:
+    """Whether so many datapoints are there, and it holds for the newest of them; missing ones are passed over."""
+    there = 0
+    for value in values:
+        if value is None:
+            continue
+        if not holds(value):
+            return False
+        there += 1
+        if there == count:
+            return True
+    return False

@@ -4,9 +4,21 @@ from collections.abc import Callable, Iterable, Sequence
 
 from benchmarks.scaling.costs import PRICES_OF, TaskSize, calls, dollars, sqs_dollars_a_month
 from benchmarks.scaling.fleet import Fleet, Outcome
-from benchmarks.scaling.load import HOUR, MINUTE, Load, long_runs, nightly, spike, steady, working_day
+from benchmarks.scaling.load import (
+    HOUR,
+    MINUTE,
+    Load,
+    Request,
+    long_runs,
+    nightly,
+    spike,
+    steady,
+    working_day,
+)
+from benchmarks.scaling.metrics import Lateness
 from benchmarks.scaling.policy import Settings
 
+DEFAULT_MAXIMUM = 4  # of the templates
 DEPLOYMENT = 10 * HOUR  # when it begins
 LIFT_AFTER = HOUR
 
@@ -16,11 +28,13 @@ def loads() -> str:
     rows = []
     for load in (steady(60), nightly(), nightly(within=HOUR), working_day(), long_runs(), spike()):
         bare, held = (_run(load, protected=protected) for protected in (False, True))
+        few = held if held.peak <= DEFAULT_MAXIMUM else _run(load, maximum=DEFAULT_MAXIMUM)
         ended = f"{bare.interrupted} ({bare.lost_seconds / HOUR:.0f} h, {bare.failed})"
         row = [load.name, f"{len(load.requests):,}", *_waits(held), str(held.peak), f"{dollars(held):.2f}"]
-        rows.append([*row, ended, str(held.interrupted)])
+        rows.append([*row, _time(few.waited(1.0)), ended, str(held.interrupted)])
     head = ["load", "requests", "waited: median", "95 %", "longest", "tasks at most", "$ a day"]
-    return _table([*head, "interrupted without protection (work lost, given up)", "with"], rows)
+    head += [f"longest with {DEFAULT_MAXIMUM} tasks at most"]
+    return _table([*head, "interrupted without protection (work lost, given up)", "with it"], rows)
 
 
 def choices() -> str:
@@ -32,6 +46,30 @@ def choices() -> str:
             row = [load.name, str(minimum), str(target), *_waits(outcome), str(outcome.peak)]
             rows.append([*row, f"{dollars(outcome):.2f}"])
     head = ["load", "minimum", "target", "waited: median", "95 %", "longest", "tasks at most", "$ a day"]
+    return _table(head, rows)
+
+
+def lateness() -> str:
+    """What comes of metrics that are late, each by itself: for the first task, and for a spike."""
+    rows = []
+    first = Load("one", [Request(HOUR + 1, 3 * MINUTE)], until=2 * HOUR, unused=0.0)
+    for sqs, insights, filled in (
+        (1, 1, False),
+        (1, 2, False),
+        (1, 3, False),
+        (2, 2, False),
+        (2, 1, False),
+        (1, 2, True),
+    ):
+        late = Lateness(sqs * MINUTE, insights * MINUTE)
+        row = [f"{sqs} min", f"{insights} min", "`FILL(…, 0)` on each metric" if filled else "as it is"]
+        for load in (first, first._replace(unused=12 * HOUR)):
+            outcome = Fleet(load, Settings(minimum=0, lateness=late, filled=filled)).run()
+            row.append("for ever" if outcome.unserved else _time(outcome.waited(1.0)))
+        outcome = Fleet(spike(), Settings(lateness=late, filled=filled)).run()
+        rows.append([*row, _time(outcome.waited(0.5)), str(outcome.peak)])
+    head = ["SQS late by", "Container Insights late by", "tracked expression", "from zero, the first waits"]
+    head += ["of a queue unused for six hours", "spike of 1,000, minimum 1: median", "tasks at most"]
     return _table(head, rows)
 
 
@@ -86,6 +124,7 @@ def magnitudes() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "loads": loads,
     "choices": choices,
+    "lateness": lateness,
     "deployments": deployments,
     "magnitudes": magnitudes,
 }

@@ -7,22 +7,25 @@ import pytest
 from benchmarks.scaling.__main__ import main
 from benchmarks.scaling.fleet import Fleet
 from benchmarks.scaling.load import HOUR, Load, Request, long_runs, nightly, spike, steady
-from benchmarks.scaling.policy import AutoScaling, Datapoint, Settings
+from benchmarks.scaling.metrics import Datapoints, Lateness, Minute, backlog_per_task
+from benchmarks.scaling.policy import AutoScaling, Settings
 from benchmarks.scaling.tables import TABLES, assumptions
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "scaling.md"
 
 
-def after(settings: Settings, *points: tuple[int, int, int]) -> list[int]:
+def after(settings: Settings, *points: tuple[int, int, int], unused: float = 0.0) -> list[int]:
     """The desired count, minute by minute; a point is visible and in-flight messages, and running tasks."""
-    scaling, desired = AutoScaling(settings), list[int]()
+    scaling, desired = AutoScaling(settings, used_at=-unused), list[int]()
     for number, point in enumerate(points):
-        scaling.minute(Datapoint(60.0 * number, *point))
+        scaling.minute(Minute(60.0 * number, *point))
         desired.append(scaling.desired)
     return desired
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize(
+    "name", [name for name in TABLES if name != "lateness"]
+)  # that one is asked for below
 def test_the_documents_tables_are_what_the_simulation_prints(name: str) -> None:
     assert TABLES[name]() in DOCUMENT.read_text(), f"run python -m benchmarks.scaling {name}"
 
@@ -32,25 +35,54 @@ def test_the_document_says_what_they_assume() -> None:
 
 
 def test_one_table_can_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["choices"]) == 0
-    assert TABLES["choices"]() in capsys.readouterr().out
+    assert main(["lateness"]) == 0
+    said, name, table = capsys.readouterr().out.strip().split("\n\n")
+    assert (said, name) == (assumptions(), "lateness")
+    assert table in DOCUMENT.read_text()
     with pytest.raises(SystemExit):
         main(["nonsense"])
 
 
-def test_it_scales_out_after_three_datapoints_that_arrive_a_minute_late() -> None:
-    assert after(Settings(), *[(40, 0, 1)] * 4) == [1, 1, 1, 10]
+@pytest.mark.parametrize(
+    ("points", "backlog"),
+    [
+        (Datapoints(visible=6, hidden=4, running=2, desired=2), 5.0),
+        (Datapoints(visible=6, hidden=None, running=2, desired=2), 3.0),  # nothing is in flight
+        (Datapoints(visible=0, hidden=4, running=2, desired=2), 2.0),
+        (Datapoints(visible=None, hidden=None, running=2, desired=2), None),  # the queue's have not come yet
+        (Datapoints(visible=6, hidden=4, running=None, desired=None), None),  # dropped, as it divides by zero
+    ],
+)
+def test_a_minute_whose_metrics_are_not_there_is_no_datapoint(
+    points: Datapoints, backlog: float | None
+) -> None:
+    assert backlog_per_task(points) == backlog
+
+
+def test_it_scales_out_after_three_datapoints_the_latest_metric_of_which_is_two_minutes_late() -> None:
+    assert after(Settings(), *[(40, 0, 1)] * 5) == [1, 1, 1, 1, 10]
 
 
 def test_what_is_starting_is_not_asked_for_twice() -> None:
     """The metric is late: it still shows one task when ten run."""
-    busy, started = [(40, 0, 1)] * 4, [(40, 0, 10)] * 4
+    busy, started = [(40, 0, 1)] * 5, [(40, 0, 10)] * 4
     assert after(Settings(), *busy, *started)[-1] == 10
 
 
+def test_where_the_newest_datapoint_is_always_none_it_never_scales_out() -> None:
+    """Which is why nothing is filled."""
+    assert after(Settings(filled=True), *[(400, 4, 1)] * 60)[-1] == 1
+
+
+@pytest.mark.parametrize("late", [Lateness(120.0, 60.0), Lateness(180.0, 60.0), Lateness(60.0, 180.0)])
+def test_whichever_metric_is_late_it_scales_out_all_the_same(late: Lateness) -> None:
+    assert after(Settings(lateness=late), *[(400, 4, 1)] * 12)[-1] == 100
+    assert after(Settings(minimum=0, lateness=late), *[(9, 0, 0)] * 12)[-1] >= 1
+
+
 def test_it_scales_in_after_fifteen() -> None:
-    desired = after(Settings(minimum=2), *[(40, 0, 2)] * 4, *[(0, 4, 10)] * 20)
-    assert desired[4:19] == [10] * 15
+    desired = after(Settings(minimum=2), *[(40, 0, 2)] * 5, *[(0, 4, 10)] * 20)
+    assert desired[5:21] == [10] * 16
     assert desired[-1] == 2
 
 
@@ -58,17 +90,32 @@ def test_during_a_deployment_it_does_not_scale_in() -> None:
     scaling = AutoScaling(Settings(minimum=1))
     scaling.desired = 5
     for number in range(30):
-        scaling.minute(Datapoint(60.0 * number, 0, 0, 5), deploying=True)
+        scaling.minute(Minute(60.0 * number, 0, 0, 5), deploying=True)
     assert scaling.desired == 5
 
 
-def test_from_zero_one_task_is_started_by_the_step() -> None:
+def test_from_zero_one_task_is_started_by_two_minutes_with_a_message() -> None:
     settings = Settings(minimum=0)
-    assert after(settings, (0, 0, 0), (9, 0, 0), (9, 0, 0), (9, 0, 0), (9, 0, 0)) == [0, 0, 1, 1, 1]
+    assert after(settings, (0, 0, 0), (9, 0, 0), (9, 0, 0), (9, 0, 0), (9, 0, 0)) == [0, 0, 0, 1, 1]
+    assert after(settings, (0, 0, 0), (9, 0, 0), (0, 0, 0), (0, 0, 0), (0, 0, 0))[-1] == 0
+
+
+def test_after_six_hours_without_use_the_queues_metrics_come_a_quarter_of_an_hour_late() -> None:
+    assert after(Settings(minimum=0), *[(9, 0, 0)] * 20, unused=7 * HOUR) == [0] * 15 + [1] * 5
+
+
+def test_a_second_task_is_not_for_the_first_tasks_alarm_to_start_once_one_runs() -> None:
+    started = [(9, 0, 0)] * 4
+    assert after(Settings(minimum=0, target=100.0), *started, *[(9, 4, 1)] * 30)[-1] == 1
+
+
+def test_tasks_that_never_run_have_no_datapoint_and_are_followed_by_others_up_to_the_maximum() -> None:
+    desired = after(Settings(minimum=0, maximum=3), *[(9, 0, 0)] * 20)
+    assert desired == [0, 0] + [1] * 5 + [2] * 5 + [3] * 8
 
 
 def test_the_first_task_is_not_scaled_in_before_it_has_started() -> None:
-    assert after(Settings(minimum=0), *[(0, 0, 0)] * 20, *[(1, 0, 0)] * 3, *[(0, 1, 1)] * 20)[22:] == [1] * 21
+    assert after(Settings(minimum=0), *[(0, 0, 0)] * 20, *[(1, 0, 0)] * 4, *[(0, 1, 1)] * 20)[22:] == [1] * 22
 
 
 @pytest.mark.parametrize("load", [steady(60), nightly(), long_runs(), spike()], ids=lambda load: load.name)
@@ -96,3 +143,9 @@ def test_slots_are_never_more_than_the_tasks_have() -> None:
 def test_the_same_load_has_the_same_outcome() -> None:
     first, second = (Fleet(long_runs(), Settings(protected=False)).run() for _ in range(2))
     assert first == second
+
+
+def test_requests_that_no_task_is_ever_started_for_are_counted_as_such() -> None:
+    load = Load("one", [Request(HOUR, 60.0)], until=2 * HOUR, unused=0.0)
+    outcome = Fleet(load, Settings(minimum=0, maximum=0)).run()
+    assert (outcome.unserved, outcome.waits, outcome.peak) == (1, [], 0)
