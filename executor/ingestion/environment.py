@@ -14,6 +14,13 @@ _PLAIN_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^@]*", re.IGNORECASE)  # without 
 _MIN_SECRET = 6  # characters; a shorter value of a variable is a word such as `test`, found everywhere
 # The scratch folder goes with the run; the other one would give the venv's Python our standard library.
 _NOT_INHERITED = ("TMPDIR", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV")
+_CREDENTIALS = re.compile(r"://[^/\s]*@")
+_OF_ONE_RUN = ("TMPDIR", "INGESTION_ARTIFACT_DIR")
+# What Python and the libraries below it read before a line of the CLI is run, so that nobody sees them do it.
+_READ_AT_START = re.compile(
+    r"(?:LD_|LC_|LANG|PYTHON|MALLOC_|GLIBC_|GCONV_|OPENSSL_|OMP_|OPENBLAS_|MKL_|GOTO_|GRPC_|RUST|TOKIO_|RAYON_|ARROW_"
+    r"|ORACLE_|NLS_|ODBC|TNS_|KRB5|JAVA_|JVM_)|(?:TZ|HOME|PATH|USER|LOGNAME|TERM|VIRTUAL_ENV)$"
+)
 _SETTINGS_OF_THE_EXECUTOR = ("EXECUTOR_TASK_MEMORY_LIMIT", "EXECUTOR_TASK_WEIGHT")
 
 
@@ -54,3 +61,13 @@ def run_environment(
         "DATAHUB_ENABLE_SECRET_MASKING": "true",
         "PYTHONUNBUFFERED": "1",  # the page shows the log as it grows
     }
+
+
+def is_shared(name: str, value: str) -> bool:
+    """Whether a variable may be given to what all runs come from: it is no run's own, and no secret."""
+    return not (name in _OF_ONE_RUN or _is_secret(name, value) or _CREDENTIALS.search(value))
+
+
+def is_read_at_start(name: str) -> bool:
+    """Whether a program is affected by it before it reads it itself."""
+    return _READ_AT_START.match(name) is not None

@@ -16,7 +16,7 @@ from executor.ingestion.environment import run_environment, sensitive_values
 from executor.ingestion.guard import Guard, open_guard
 from executor.ingestion.masking import Masker, MaskRegistry
 from executor.ingestion.output import OutputBuffer, in_units
-from executor.ingestion.process import Command, Exit, ProcessStartError, run_process
+from executor.ingestion.process import Command, Exit, NotForkedError, ProcessStartError, run_process
 from executor.ingestion.recipe import Recipe, RecipeError, parse_recipe, stdin_for
 from executor.ingestion.run_folder import RunFolder, sweep
 from executor.ingestion.secrets import (
@@ -28,12 +28,14 @@ from executor.ingestion.secrets import (
 )
 from executor.ingestion.tool import guarded_by
 from executor.ingestion.venv import Venv, VenvCache, VenvError, venv_spec
+from executor.ingestion.warm_pool import WarmParents
 from executor.lack import reason
 from executor.lease import Lease
 from executor.requests import ExecutionRequest, TaskName
 from executor.settings import Settings
 
 LARGE = 64 * 1024  # characters of a recipe, bytes of a report; work on more would keep other runs waiting
+MEGABYTE = 1_000_000  # bytes
 LAST_OUTPUT = 16 * 1024  # bytes of the log in which the reason of an end is looked for
 
 Result = TypeVar("Result")
@@ -84,6 +86,8 @@ class Ingestion:
         guard: Guard,
         maskers: MaskRegistry,
     ) -> None:
+        """Whoever opens it gives it its `parents`; without, all runs start cold."""
+        self.parents: WarmParents | None = None
         self._settings = settings
         self._env = env
         self._files = FileSecretStore(settings.file_secret_basedir, settings.file_secret_maxlen)
@@ -167,8 +171,8 @@ class Ingestion:
         clean_up: Callable[[], Awaitable[None]] = partial(_clear, folder, self._settings.work_dir)
         try:
             command = await self._command(prepared, folder)
-            exited = await run_process(
-                command, output.feed, guard=self._guard, lease=lease, grace=grace, at_exit=at_exit
+            exited = await self._run(
+                prepared, command, partial(run_process, lease=lease, grace=grace, at_exit=at_exit), output
             )
             output.finish()
             with anyio.CancelScope(shield=True):  # it has ended by itself: that is what counts from here on
@@ -185,6 +189,34 @@ class Ingestion:
             if isinstance(error, ProcessStartError):
                 raise IngestError(f"the run's process {error}") from error
             raise
+
+    async def _run(
+        self, prepared: Prepared, command: Command, run: Callable[..., Awaitable[Exit]], output: OutputBuffer
+    ) -> Exit:
+        """Warm where that makes no difference but time, else cold."""
+        run = partial(run, command, output.feed, guard=self._guard)
+        if self.parents is not None:
+            parent = await self.parents.find(prepared.venv, prepared.recipe.source_type, command.env)
+            if parent is not None:
+                try:
+                    return await run(start=parent.start)
+                except NotForkedError as error:
+                    self.parents.not_forked(parent, str(error))
+        return await run()
+
+    def environment(self, venv: Venv) -> dict[str, str]:
+        """What the environments of all runs from a venv have in common, and a folder or two that they have not."""
+        nowhere = Path()
+        return run_environment(
+            self._env,
+            {},
+            venv=venv.path,
+            gms_address=self._settings.gms_address,
+            gms_token=None,
+            artifacts=nowhere,
+            scratch=nowhere,
+            debug=False,
+        )
 
     async def _command(self, prepared: Prepared, folder: RunFolder) -> Command:
         request, settings = prepared.request, self._settings
@@ -235,7 +267,16 @@ async def open_ingestion(
             run=guarded_by(guard),
         ) as venvs,
     ):
-        yield Ingestion(settings, env, [datahub_secrets], venvs, guard, maskers)
+        ingestion = Ingestion(settings, env, [datahub_secrets], venvs, guard, maskers)
+        if not settings.warm_starts:
+            yield ingestion
+            return
+        parents = WarmParents(
+            ingestion.environment, guard, settings.warm_memory * MEGABYTE, settings.warm_idle_timeout
+        )
+        async with parents.open():
+            ingestion.parents = parents
+            yield ingestion
 
 
 async def _apart(size: int, work: Callable[[], Result]) -> Result:

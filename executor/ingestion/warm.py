@@ -1,0 +1,271 @@
+"""One warm parent, as the executor has it: a process that has imported a venv's CLI and a source's plugin.
+
+A run that is forked from it is what it would have been if it had been started from the disk: `warm_parent` has how.
+Where that can't be had, or not for sure, there is a reason why not, and the run is started from the disk.
+"""
+
+import ctypes
+import errno
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO
+
+import anyio
+
+from executor.ingestion.cgroup import oom_kills
+from executor.ingestion.environment import is_read_at_start
+from executor.ingestion.guard import Guard
+from executor.ingestion.members import Member, look_at, members_of
+from executor.ingestion.pipes import Pipes
+from executor.ingestion.process import (
+    Command,
+    NotForkedError,
+    ProcessStartError,
+    ProcessTree,
+    collect,
+    limit,
+    run_process,
+    send,
+)
+from executor.ingestion.venv import Venv
+
+IMPORT_LIMIT = 120.0  # seconds until a parent must have imported everything
+FORK_LIMIT = 5.0  # seconds for a fork, which takes milliseconds
+LONGEST_TEXT = 100_000  # characters of arguments and environment; more may be refused to a program from the disk
+PACKET_SIZE = 128 * 1024  # bytes; more than any packet of a parent has
+
+_PROGRAM = Path(__file__).with_name("warm_parent.py")
+_ABANDON_ROUNDS, _ABANDON_PACE = 250, 0.02  # looks, and seconds between them
+_SET_SUBREAPER, _GET_SUBREAPER = 36, 37  # prctl(2)
+
+
+class WarmParent:
+    """One parent. `live` is its life; what it is worth is known once `settled` returns."""
+
+    def __init__(self, venv: Venv, source_type: str, env: Mapping[str, str], guard: Guard) -> None:
+        self.key = (venv.path, source_type)
+        self.env = env
+        self.names: frozenset[str] = frozenset()  # of variables that its imports looked at
+        self.unfit: str | None = None  # why no run can be forked from it
+        self.memory = 0  # bytes, PSS before it shared any of it
+        self.used = anyio.current_time()
+        self.ended = False
+        self._guard = guard
+        self._settled = anyio.Event()
+        self._lock = anyio.Lock()
+        self._scope = anyio.CancelScope()
+        self._socket: socket.socket
+        self._pid = self._mark = 0
+        self._argv = [*_interpreter(venv), str(_PROGRAM), venv.command[-1], source_type]
+
+    async def settled(self) -> None:
+        """Return once it is ready or `unfit`."""
+        await self._settled.wait()
+
+    def end(self) -> None:
+        """End it; its runs go on."""
+        self.ended = True
+        self._scope.cancel()
+
+    def misfit(self, env: Mapping[str, str]) -> str | None:
+        """Why a run with this environment would not be the same if it was forked; None if it would."""
+        names = {name for name in {*env, *self.env} if is_read_at_start(name)} | self.names
+        for name in sorted(names):
+            if env.get(name) != self.env.get(name):
+                return f"{name} is not what it is for other runs, and is read when the CLI is imported"
+        return None
+
+    async def live(self) -> None:
+        """Start it, and have it until it ends, is ended, or proves unfit."""
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.setblocking(False)
+
+        async def start(command: Command, mark: int) -> ProcessTree:
+            with theirs:
+                tree = ProcessTree.start(command, mark)
+            self._pid, self._mark = tree.pid, mark
+            return tree
+
+        with self._socket, theirs, self._scope:
+            command = Command(
+                [*self._argv, str(theirs.fileno())], self.env, Path("/"), inherited=(theirs.fileno(),)
+            )
+            try:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._settle)
+                    await run_process(command, _drop, guard=self._guard, grace=lambda: 0, start=start)
+                    tasks.cancel_scope.cancel()
+            except* ProcessStartError as errors:
+                self.unfit = str(errors.exceptions[0])
+            finally:
+                self.ended = True
+                if not self._settled.is_set():
+                    self.unfit = self.unfit or "its process ended while it was importing"
+                    self._settled.set()
+
+    async def start(self, command: Command, mark: int) -> ProcessTree:
+        """Fork a run; see `executor.ingestion.process.Start`."""
+        self.used = anyio.current_time()
+        preface = _preface(command, self._argv)
+        async with self._lock:
+            with anyio.CancelScope(shield=True):  # or nobody would know the child's number
+                try:
+                    tree = await self._fork(command, mark)
+                except (OSError, TimeoutError) as error:
+                    self.end()
+                    await _end_all(mark)
+                    raise NotForkedError(str(error) or "the parent did not answer") from error
+        tree.preface = preface
+        return tree
+
+    async def _fork(self, command: Command, mark: int) -> ProcessTree:
+        before = oom_kills()
+        with ExitStack() as ends:
+            their_input, our_input = (ends.enter_context(end) for end in _pipe())
+            our_output, their_output = (ends.enter_context(end) for end in _pipe())
+            with their_input, their_output:
+                given = [their_input.fileno(), their_output.fileno()]
+                socket.send_fds(self._socket, [json.dumps({"mark": mark}).encode()], given)
+            with anyio.fail_after(FORK_LIMIT):
+                answer = await self._answer()
+            if "pid" not in answer:
+                raise OSError(errno.ECHILD, str(answer.get("failed", "its process is gone")))
+            pid = int(str(answer["pid"]))
+            if not _is_ours(look_at(pid), mark):
+                raise OSError(errno.ECHILD, "the child is not what it should be")
+            limit(pid, command)
+            tree = ProcessTree(pid, mark, before, Pipes(our_input, our_output))
+            ends.pop_all()
+            return tree
+
+    async def _settle(self) -> None:
+        """Hear what it says of itself, and look at it."""
+        try:
+            with anyio.fail_after(IMPORT_LIMIT):
+                answer = await self._answer()
+            if "names" in answer:
+                self.names = frozenset(map(str, answer["names"]))
+                self.memory = _memory(self._pid)
+                others = [member for member in members_of({self._pid}, {self._mark}) if member.pid != self._pid]
+                self.unfit = "it starts processes when it is imported" if others else None
+            else:
+                self.unfit = str(answer.get("unfit", "its process ended while it was importing"))
+        except TimeoutError:
+            self.unfit = f"it was not imported within {IMPORT_LIMIT:g} s"
+        except OSError as error:
+            self.unfit = f"it can't be looked at: {error.strerror}"
+        if self.unfit is not None:
+            self.end()
+        self._settled.set()
+
+    async def _answer(self) -> dict[str, list[str] | str | int]:
+        await anyio.wait_readable(self._socket)
+        packet = self._socket.recv(PACKET_SIZE)
+        answer: dict[str, list[str] | str | int] = json.loads(packet) if packet else {}
+        return answer
+
+
+def identity(venv: Venv) -> tuple[object, ...]:
+    """What changes when a venv is replaced, or something is installed into it. Raises OSError: it is gone."""
+    looks = [path.stat() for path in (Path(venv.command[-1]), venv.python)]
+    installed = [
+        (entry.name, entry.inode())
+        for packages in venv.path.glob("lib/python3*/site-packages")
+        for entry in os.scandir(packages)
+        if entry.name.endswith("-info")
+    ]
+    files = [(look.st_dev, look.st_ino, look.st_mtime_ns) for look in looks]
+    return (venv.path.stat().st_ino, *files, *sorted(installed))
+
+
+@contextmanager
+def adopting() -> Iterator[bool]:
+    """Be the parent of what is orphaned below this process, as a container's first process is anyway.
+
+    Yields whether the system allows it.
+    """
+    libc = ctypes.CDLL(None)
+    before = ctypes.c_int()
+    failed = libc.prctl(_GET_SUBREAPER, ctypes.byref(before), 0, 0, 0) or libc.prctl(_SET_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield not failed
+    finally:
+        libc.prctl(_SET_SUBREAPER, before.value, 0, 0, 0)
+
+
+def _interpreter(venv: Venv) -> list[str]:
+    """How the CLI's script is run: by what it names itself, if that is a Python."""
+    if len(venv.command) > 1:
+        return list(venv.command[:-1])
+    with open(venv.command[0], "rb") as script:  # noqa: PTH123
+        first = os.fsdecode(script.readline(512))
+    program, *argument = first.removeprefix("#!").strip().split(maxsplit=1) or [""]
+    return [program, *argument] if Path(program).name.startswith("python") else [str(venv.python)]
+
+
+def _preface(command: Command, parent: list[str]) -> bytes:
+    """What makes the child this run. Raises NotForkedError: only the system itself can say what is wrong with it."""
+    texts = [*command.argv, *(f"{name}={value}" for name, value in command.env.items())]
+    if any("\0" in text for text in texts) or any("=" in name or not name for name in command.env):
+        raise NotForkedError("its arguments or environment hold what the system does not take")
+    try:
+        size = sum(len(os.fsencode(text)) for text in texts)
+    except UnicodeEncodeError as error:
+        raise NotForkedError("its arguments or environment hold what the system does not take") from error
+    if size > LONGEST_TEXT or not os.access(command.cwd, os.X_OK):
+        raise NotForkedError("its arguments, environment or folder may not be taken by the system")
+    script = parent.index(str(_PROGRAM)) + 1
+    at = list(command.argv).index(parent[script])
+    given = {
+        "argv": command.argv[at:],
+        "orig_argv": [*parent[: script - 1], *command.argv[at:]],
+        "cwd": str(command.cwd),
+        "env": dict(command.env),
+    }
+    data = json.dumps(given).encode()
+    return len(data).to_bytes(8, "big") + data
+
+
+def _pipe() -> tuple[IO[bytes], IO[bytes]]:
+    """Where to read and where to write."""
+    read, write = os.pipe()
+    return os.fdopen(read, "rb", 0), os.fdopen(write, "wb", 0)
+
+
+def _is_ours(child: Member | None, mark: int) -> bool:
+    """Whether it was adopted by this process, and is known by mark and session."""
+    if child is None or child.mark != mark or child.session != child.pid:
+        return False
+    return child.parent == os.getpid()
+
+
+async def _end_all(mark: int) -> None:
+    """End what bears the mark, of which nobody knows where it got to."""
+    for _ in range(_ABANDON_ROUNDS):
+        members = list(members_of((), {mark}))
+        for member in members:
+            if member.alive:
+                send(os.kill, member.pid, signal.SIGKILL)
+            elif member.parent == os.getpid():
+                collect(member.pid)
+        if not members:
+            return
+        await anyio.sleep(_ABANDON_PACE)
+
+
+def _memory(pid: int) -> int:
+    """Bytes that it adds to what the system's processes hold together (PSS)."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _drop(chunk: bytes) -> None:
+    """What a parent prints belongs to its runs, which print it themselves."""
+    del chunk

@@ -1,0 +1,184 @@
+"""The warm parents of one executor: which there are, for how long, and how much memory they take."""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from executor.ingestion.environment import is_read_at_start, is_shared
+from executor.ingestion.guard import Guard
+from executor.ingestion.output import in_units
+from executor.ingestion.venv import Venv
+from executor.ingestion.warm import WarmParent, adopting, identity
+from executor.lack import reason
+
+LOOK_PACE = 60.0  # seconds between two looks at the venv of a parent that nobody asks for
+MOST_DEATHS = 3  # of the parents of a venv and a source type, before no other one is tried
+
+log = structlog.get_logger()
+
+_Key = tuple[Path, str]  # a venv's folder, and a source type
+
+
+class WarmParents:
+    """Parents by venv and source type, the one that was asked for last at the end."""
+
+    def __init__(
+        self, environment: Callable[[Venv], Mapping[str, str]], guard: Guard, budget: int, idle: float
+    ) -> None:
+        """`environment` is what a venv's runs have in common; `budget` is bytes, `idle` seconds."""
+        self._environment = environment
+        self._guard = guard
+        self._budget = budget
+        self._idle = idle
+        self._parents: dict[_Key, _Kept] = {}
+        self._names: set[str] = set()  # of variables that some import looked at
+        self._refused: dict[_Key, tuple[object, ...]] = {}
+        self._deaths: Counter[_Key] = Counter()
+        self._said: set[tuple[_Key, str]] = set()
+        self._adopts = False
+        self._tasks: TaskGroup
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Have parents meanwhile. Leaving it ends them, not the runs that were forked."""
+        async with anyio.create_task_group() as self._tasks:
+            try:
+                with adopting() as self._adopts:
+                    yield
+            finally:
+                self._tasks.cancel_scope.cancel()
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._parents)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that they take, measured (PSS) before runs shared any of it."""
+        return sum(kept.parent.memory for kept in self._parents.values())
+
+    async def find(self, venv: Venv, source_type: str, env: Mapping[str, str]) -> WarmParent | None:
+        """The parent for a run with this environment, once it is ready; None if the run must start cold."""
+        key = (venv.path, source_type)
+        if not self._adopts:
+            return self._refuse(key, "the system does not let this process adopt others (prctl)")
+        try:
+            kept = await self._settled(key, venv)
+        except OSError as error:
+            return self._refuse(key, f"its venv can't be looked at: {reason(error)}")
+        if kept is None:
+            return None
+        parent = kept.parent
+        if parent.unfit is not None:
+            self._refused[key] = kept.identity
+            return self._refuse(key, parent.unfit)
+        if parent.ended:  # while it was waited for
+            return None
+        if (misfit := parent.misfit(env)) is not None:
+            return self._refuse(key, misfit)
+        return parent
+
+    def not_forked(self, parent: WarmParent, why: str) -> None:
+        """A parent did not give a run its process."""
+        key = parent.key
+        self._deaths[key] += parent.ended
+        self._refuse(key, why)
+
+    async def _settled(self, key: _Key, venv: Venv) -> "_Kept | None":
+        now = identity(venv)
+        if self._refused.get(key) == now or self._deaths[key] >= MOST_DEATHS:
+            return None
+        kept = self._parents.get(key)
+        if kept is not None and (kept.parent.ended or kept.identity != now):
+            self._end(key)
+            kept = None
+        if kept is None:
+            kept = self._start(key, venv, now)
+        self._parents[key] = self._parents.pop(key)  # to the end
+        kept.parent.used = anyio.current_time()
+        await kept.parent.settled()
+        more = self._looked_at(kept) - self._names
+        if more and kept.parent.unfit is None:
+            self._names |= more
+            if self._parents.get(key) is kept:
+                self._end(key)
+            return await self._settled(key, venv)
+        self._make_room(kept)
+        return kept
+
+    def _start(self, key: _Key, venv: Venv, now: tuple[object, ...]) -> "_Kept":
+        common = self._environment(venv)
+        env = {
+            name: value
+            for name, value in common.items()
+            if (name in self._names or name.startswith("DATAHUB_") or is_read_at_start(name))
+            and is_shared(name, value)
+        }
+        kept = self._parents[key] = _Kept(WarmParent(venv, key[1], env, self._guard), venv, now, common)
+        self._tasks.start_soon(self._keep, key, kept)
+        return kept
+
+    def _looked_at(self, kept: "_Kept") -> set[str]:
+        """Variables that it looked at, and that it could have been given."""
+        common = kept.environment
+        return {name for name in kept.parent.names if name in common and is_shared(name, common[name])}
+
+    def _make_room(self, newest: "_Kept") -> None:
+        for key, kept in list(self._parents.items()):
+            if self.memory <= self._budget:
+                return
+            if kept is not newest and kept.parent.memory:
+                self._end(key)
+        if self.memory > self._budget and newest.parent.unfit is None:
+            newest.parent.unfit = (
+                f"it takes {in_units(newest.parent.memory)} of memory (DATAHUB_EXECUTOR_WARM_MEMORY)"
+            )
+            newest.parent.end()
+
+    async def _keep(self, key: _Key, kept: "_Kept") -> None:
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._watch, kept)
+                await kept.parent.live()
+                tasks.cancel_scope.cancel()
+        finally:
+            if self._parents.get(key) is kept:
+                del self._parents[key]
+
+    async def _watch(self, kept: "_Kept") -> None:
+        """End it when it is not used for long, or its venv is another one."""
+        await kept.parent.settled()
+        while (left := kept.parent.used + self._idle - anyio.current_time()) > 0:
+            await anyio.sleep(min(left, LOOK_PACE))
+            try:
+                if identity(kept.venv) != kept.identity:
+                    break
+            except OSError:
+                break
+        kept.parent.end()
+
+    def _end(self, key: _Key) -> None:
+        self._parents.pop(key).parent.end()
+
+    def _refuse(self, key: _Key, why: str) -> None:
+        if (key, why) not in self._said:
+            self._said.add((key, why))
+            log.warning("runs_start_cold", venv=str(key[0]), source_type=key[1], reason=why)
+
+
+class _Kept:
+    """A parent, the venv as it was when it was started, and what the runs' environments had in common."""
+
+    def __init__(
+        self, parent: WarmParent, venv: Venv, now: tuple[object, ...], environment: Mapping[str, str]
+    ) -> None:
+        self.parent = parent
+        self.venv = venv
+        self.identity = now
+        self.environment = environment
