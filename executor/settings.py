@@ -32,7 +32,9 @@ def _queue_name(value: object) -> object:
 
 
 def _names_listed(value: object) -> object:
-    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+    return (
+        tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+    )
 
 
 def _gms_address(text: str) -> str:
@@ -130,7 +132,9 @@ class Settings(BaseSettings):
     )
     warm_starts: bool = _setting("true or false", "DATAHUB_EXECUTOR_WARM_STARTS", default=True)
     warm_sources: Annotated[tuple[str, ...], BeforeValidator(_names_listed)] = _setting(
-        "source types of bundled venvs, such as postgres,snowflake", "DATAHUB_EXECUTOR_WARM_SOURCES", default=()
+        "source types of bundled venvs, such as postgres,snowflake",
+        "DATAHUB_EXECUTOR_WARM_SOURCES",
+        default=(),
     )
     warm_memory: Annotated[int, Field(ge=1)] = _setting(
         "a whole number of megabytes, at least 1", "DATAHUB_EXECUTOR_WARM_MEMORY", default=512

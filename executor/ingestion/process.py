@@ -198,7 +198,8 @@ class ProcessTree:
 
 
 Start = Callable[[Command, int], Awaitable[ProcessTree]]
-"""Starts a command as a tree that bears a mark. Raises ProcessStartError or NotForkedError, with nothing left of it."""
+"""Starts a command as a tree that bears a mark. It leaves nothing behind where it raises ProcessStartError or
+NotForkedError."""
 
 
 async def start_cold(command: Command, mark: int) -> ProcessTree:

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import anyio
 
@@ -36,7 +36,9 @@ from executor.ingestion.venv import Venv
 
 IMPORT_LIMIT = 120.0  # seconds until a parent must have imported everything
 FORK_LIMIT = 5.0  # seconds for a fork, which takes milliseconds
-LONGEST_TEXT = 100_000  # characters of arguments and environment; more may be refused to a program from the disk
+LONGEST_TEXT = (
+    100_000  # characters of arguments and environment; more may be refused to a program from the disk
+)
 PACKET_SIZE = 128 * 1024  # bytes; more than any packet of a parent has
 
 _PROGRAM = Path(__file__).with_name("warm_parent.py")
@@ -151,7 +153,9 @@ class WarmParent:
             if "names" in answer:
                 self.names = frozenset(map(str, answer["names"]))
                 self.memory = _memory(self._pid)
-                others = [member for member in members_of({self._pid}, {self._mark}) if member.pid != self._pid]
+                others = [
+                    member for member in members_of({self._pid}, {self._mark}) if member.pid != self._pid
+                ]
                 self.unfit = "it starts processes when it is imported" if others else None
             else:
                 self.unfit = str(answer.get("unfit", "its process ended while it was importing"))
@@ -163,10 +167,10 @@ class WarmParent:
             self.end()
         self._settled.set()
 
-    async def _answer(self) -> dict[str, list[str] | str | int]:
+    async def _answer(self) -> dict[str, Any]:
         await anyio.wait_readable(self._socket)
         packet = self._socket.recv(PACKET_SIZE)
-        answer: dict[str, list[str] | str | int] = json.loads(packet) if packet else {}
+        answer: dict[str, Any] = json.loads(packet) if packet else {}
         return answer
 
 
@@ -191,7 +195,9 @@ def adopting() -> Iterator[bool]:
     """
     libc = ctypes.CDLL(None)
     before = ctypes.c_int()
-    failed = libc.prctl(_GET_SUBREAPER, ctypes.byref(before), 0, 0, 0) or libc.prctl(_SET_SUBREAPER, 1, 0, 0, 0)
+    failed = libc.prctl(_GET_SUBREAPER, ctypes.byref(before), 0, 0, 0) or libc.prctl(
+        _SET_SUBREAPER, 1, 0, 0, 0
+    )
     try:
         yield not failed
     finally:
@@ -209,7 +215,7 @@ def _interpreter(venv: Venv) -> list[str]:
 
 
 def _preface(command: Command, parent: list[str]) -> bytes:
-    """What makes the child this run. Raises NotForkedError: only the system itself can say what is wrong with it."""
+    """What makes the child this run. Raises NotForkedError: it is for the system to say what is wrong with it."""
     texts = [*command.argv, *(f"{name}={value}" for name, value in command.env.items())]
     if any("\0" in text for text in texts) or any("=" in name or not name for name in command.env):
         raise NotForkedError("its arguments or environment hold what the system does not take")

@@ -21,6 +21,7 @@ import sys
 if sys.path and sys.path[0] == __file__.rpartition("/")[0]:
     sys.path[0] = sys.argv[1].rpartition("/")[0]  # where Python looks first if it runs the script itself
 
+import contextlib
 import gc
 import importlib
 import json
@@ -44,14 +45,14 @@ else:
 REQUEST_SIZE = 256  # bytes; more than any request has
 REASON_LIMIT = 300  # characters
 # What each run imports besides the CLI's entry and its source; what of it there is, depends on the CLI's version.
-_EVERY_RUN = ("datahub.ingestion.sink.datahub_rest",)
+_EVERY_RUN = ("datahub.ingestion.sink.datahub_rest", "datahub.ingestion.reporting.file_reporter", "aiohttp")
 
 
 class Unfit(Exception):  # noqa: N818 - a verdict
     """A run that is forked from here would not be the one that a start from nothing would be."""
 
 
-class RecordedEnvironment(Environment):  # type: ignore[misc, valid-type]
+class RecordedEnvironment(Environment):
     """The environment while imports go on: knows the names that were looked at, and what was changed."""
 
     names: set[str] = set()  # noqa: RUF012 - there is one environment
@@ -72,7 +73,7 @@ class RecordedEnvironment(Environment):  # type: ignore[misc, valid-type]
 
     def __iter__(self) -> Iterator[Any]:
         type(self).read_whole = True
-        return super().__iter__()  # type: ignore[no-any-return]
+        return super().__iter__()
 
 
 class Parent:
@@ -101,18 +102,19 @@ class Parent:
             raise Unfit("it sets an alarm when it is imported")
 
     def _import(self, source_type: str) -> list[str]:
-        os.environ.__class__ = os.environb.__class__ = RecordedEnvironment
+        environments: tuple[Any, ...] = (os.environ, os.environb)
+        for environment in environments:
+            environment.__class__ = RecordedEnvironment
         try:
             importlib.import_module("datahub.entrypoints")
             sources = importlib.import_module("datahub.ingestion.source.source_registry")
             sources.source_registry.get(source_type)
             for name in _EVERY_RUN:
-                try:
+                with contextlib.suppress(ImportError):
                     importlib.import_module(name)
-                except ImportError:
-                    pass
         finally:
-            os.environ.__class__ = os.environb.__class__ = Environment
+            for environment in environments:
+                environment.__class__ = Environment
         if RecordedEnvironment.read_whole:
             raise Unfit("it looks at the whole environment when it is imported")
         self.changes.update(RecordedEnvironment.changes)
@@ -147,7 +149,9 @@ class Parent:
             os.close(there)
             channel.send(json.dumps({"pid": int(pid)} if pid else {"failed": reason}).encode())
 
-    def become(self, argv: list[str], orig_argv: list[str], cwd: str, env: dict[str, str]) -> types.ModuleType:
+    def become(
+        self, argv: list[str], orig_argv: list[str], cwd: str, env: dict[str, str]
+    ) -> types.ModuleType:
         """Be as if Python had been started with these; the module that the script is to be run in."""
         os.environ.clear()
         for name, value in {**env, **self.changes}.items():
@@ -252,11 +256,11 @@ def _refresh(cwd: str) -> None:
 
     Python sees to `random`, OpenSSL to its own generator.
     """
-    processes = sys.modules.get("multiprocessing.process")
+    processes: Any = sys.modules.get("multiprocessing.process")
     if processes is not None:
         processes.current_process().authkey = os.urandom(32)
         processes.ORIGINAL_DIR = cwd
-    numbers = sys.modules.get("numpy.random")
+    numbers: Any = sys.modules.get("numpy.random")
     if numbers is not None:
         numbers.seed()
 
@@ -285,7 +289,7 @@ def _fork_runs(script: str, source_type: str, channel: socket.socket) -> None:
 
 
 def _give_up(channel: socket.socket, error: BaseException) -> NoReturn:
-    reason = str(error) if isinstance(error, Unfit) else "{}: {}".format(type(error).__name__, error)
+    reason = str(error) if isinstance(error, Unfit) else f"{type(error).__name__}: {error}"
     channel.send(json.dumps({"unfit": reason[:REASON_LIMIT]}).encode())
     os._exit(1)
 

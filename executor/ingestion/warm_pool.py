@@ -17,6 +17,7 @@ from executor.ingestion.warm import WarmParent, adopting, identity
 from executor.lack import reason
 
 LOOK_PACE = 60.0  # seconds between two looks at the venv of a parent that nobody asks for
+MOST_STARTS = 4  # of parents that one run waits for
 MOST_DEATHS = 3  # of the parents of a venv and a source type, before no other one is tried
 
 log = structlog.get_logger()
@@ -49,6 +50,10 @@ class WarmParents:
         async with anyio.create_task_group() as self._tasks:
             try:
                 with adopting() as self._adopts:
+                    if not self._adopts:
+                        log.warning(
+                            "all_runs_start_cold", reason="the system does not let a process adopt others"
+                        )
                     yield
             finally:
                 self._tasks.cancel_scope.cancel()
@@ -66,51 +71,55 @@ class WarmParents:
     async def find(self, venv: Venv, source_type: str, env: Mapping[str, str]) -> WarmParent | None:
         """The parent for a run with this environment, once it is ready; None if the run must start cold."""
         key = (venv.path, source_type)
-        if not self._adopts:
-            return self._refuse(key, "the system does not let this process adopt others (prctl)")
         try:
-            kept = await self._settled(key, venv)
+            kept = await self._settled(key, venv) if self._adopts else None
         except OSError as error:
-            return self._refuse(key, f"its venv can't be looked at: {reason(error)}")
-        if kept is None:
+            self._say(key, f"its venv can't be looked at: {reason(error)}")
             return None
-        parent = kept.parent
-        if parent.unfit is not None:
-            self._refused[key] = kept.identity
-            return self._refuse(key, parent.unfit)
-        if parent.ended:  # while it was waited for
+        if kept is None or (kept.parent.ended and kept.parent.unfit is None):
             return None
-        if (misfit := parent.misfit(env)) is not None:
-            return self._refuse(key, misfit)
-        return parent
+        why = kept.parent.unfit or kept.parent.misfit(env)
+        if why is not None:
+            self._say(key, why)
+            return None
+        return kept.parent
 
     def not_forked(self, parent: WarmParent, why: str) -> None:
         """A parent did not give a run its process."""
-        key = parent.key
-        self._deaths[key] += parent.ended
-        self._refuse(key, why)
+        self._deaths[parent.key] += parent.ended
+        self._say(parent.key, why)
 
     async def _settled(self, key: _Key, venv: Venv) -> "_Kept | None":
-        now = identity(venv)
-        if self._refused.get(key) == now or self._deaths[key] >= MOST_DEATHS:
-            return None
-        kept = self._parents.get(key)
-        if kept is not None and (kept.parent.ended or kept.identity != now):
-            self._end(key)
-            kept = None
-        if kept is None:
-            kept = self._start(key, venv, now)
-        self._parents[key] = self._parents.pop(key)  # to the end
-        kept.parent.used = anyio.current_time()
-        await kept.parent.settled()
-        more = self._looked_at(kept) - self._names
-        if more and kept.parent.unfit is None:
-            self._names |= more
-            if self._parents.get(key) is kept:
+        for _ in range(MOST_STARTS):
+            now = identity(venv)
+            if self._refused.get(key) == now or self._deaths[key] >= MOST_DEATHS:
+                return None
+            kept = self._parents.get(key)
+            if kept is not None and (kept.parent.ended or kept.identity != now):
                 self._end(key)
-            return await self._settled(key, venv)
-        self._make_room(kept)
-        return kept
+                kept = None
+            if kept is None:
+                kept = self._start(key, venv, now)
+            self._parents[key] = self._parents.pop(key)  # to the end
+            kept.parent.used = anyio.current_time()
+            await kept.parent.settled()
+            if kept.parent.unfit is None:
+                self._learn(kept)
+                self._make_room(kept)
+            if kept.parent.unfit is not None:
+                self._refused[key] = kept.identity
+                return kept
+            if not kept.parent.ended:
+                return kept
+        return None
+
+    def _learn(self, kept: "_Kept") -> None:
+        """What a parent looked at, and could have been given, the next one is given."""
+        common = kept.environment
+        seen = {name for name in kept.parent.names if name in common and is_shared(name, common[name])}
+        if not seen <= kept.parent.env.keys():
+            self._names |= seen
+            kept.parent.end()
 
     def _start(self, key: _Key, venv: Venv, now: tuple[object, ...]) -> "_Kept":
         common = self._environment(venv)
@@ -123,11 +132,6 @@ class WarmParents:
         kept = self._parents[key] = _Kept(WarmParent(venv, key[1], env, self._guard), venv, now, common)
         self._tasks.start_soon(self._keep, key, kept)
         return kept
-
-    def _looked_at(self, kept: "_Kept") -> set[str]:
-        """Variables that it looked at, and that it could have been given."""
-        common = kept.environment
-        return {name for name in kept.parent.names if name in common and is_shared(name, common[name])}
 
     def _make_room(self, newest: "_Kept") -> None:
         for key, kept in list(self._parents.items()):
@@ -166,7 +170,7 @@ class WarmParents:
     def _end(self, key: _Key) -> None:
         self._parents.pop(key).parent.end()
 
-    def _refuse(self, key: _Key, why: str) -> None:
+    def _say(self, key: _Key, why: str) -> None:
         if (key, why) not in self._said:
             self._said.add((key, why))
             log.warning("runs_start_cold", venv=str(key[0]), source_type=key[1], reason=why)
