@@ -8,6 +8,7 @@ import ctypes
 import errno
 import json
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator, Mapping
@@ -41,6 +42,13 @@ LONGEST_TEXT = (
 )
 PACKET_SIZE = 128 * 1024  # bytes; more than any packet of a parent has
 
+HEAD_SIZE = 1024  # bytes in which a script says what runs it
+
+_BY_ITSELF = re.compile(r"#! *(?P<python>/\S*/python[0-9.]*)(?: +(?P<argument>\S[^\n]*?))? *\n")
+# Installers write this where the path is too long for the system.
+_BY_SHELL = re.compile(
+    r"""#!/bin/sh\n'''exec' (?P<quote>["']?)(?P<python>/[^"'\n]*/python[0-9.]*)(?P=quote) "\$0" "\$@"\n"""
+)
 _PROGRAM = Path(__file__).with_name("warm_parent.py")
 _ABANDON_ROUNDS, _ABANDON_PACE = 250, 0.02  # looks, and seconds between them
 _SET_SUBREAPER, _GET_SUBREAPER = 36, 37  # prctl(2)
@@ -205,13 +213,23 @@ def adopting() -> Iterator[bool]:
 
 
 def _interpreter(venv: Venv) -> list[str]:
-    """How the CLI's script is run: by what it names itself, if that is a Python."""
+    """What runs the CLI's script when the system is told to.
+
+    Raises:
+        OSError: it can't be run, or it can't be told.
+    """
     if len(venv.command) > 1:
         return list(venv.command[:-1])
-    with open(venv.command[0], "rb") as script:  # noqa: PTH123
-        first = os.fsdecode(script.readline(512))
-    program, *argument = first.removeprefix("#!").strip().split(maxsplit=1) or [""]
-    return [program, *argument] if Path(program).name.startswith("python") else [str(venv.python)]
+    script = Path(venv.command[0])
+    if not os.access(script, os.X_OK):
+        raise OSError(errno.EACCES, "its script is no program")
+    with script.open("rb") as file:
+        head = os.fsdecode(file.read(HEAD_SIZE))
+    if (found := _BY_SHELL.match(head)) is not None:
+        return [found["python"]]
+    if (found := _BY_ITSELF.match(head)) is not None:
+        return [found["python"], *filter(None, [found["argument"]])]
+    raise OSError(errno.ENOEXEC, "its script does not name the Python that runs it")
 
 
 def _preface(command: Command, parent: list[str]) -> bytes:
