@@ -70,7 +70,7 @@ class WarmParent:
         self._lock = anyio.Lock()
         self._scope = anyio.CancelScope()
         self._socket: socket.socket
-        self._pid = self._mark = 0
+        self.pid = self._mark = 0
         self._argv = [*_interpreter(venv), str(_PROGRAM), venv.command[-1], source_type]
 
     async def settled(self) -> None:
@@ -98,7 +98,7 @@ class WarmParent:
         async def start(command: Command, mark: int) -> ProcessTree:
             with theirs:
                 tree = ProcessTree.start(command, mark)
-            self._pid, self._mark = tree.pid, mark
+            self.pid, self._mark = tree.pid, mark
             return tree
 
         with self._socket, theirs, self._scope:
@@ -160,10 +160,8 @@ class WarmParent:
                 answer = await self._answer()
             if "names" in answer:
                 self.names = frozenset(map(str, answer["names"]))
-                self.memory = _memory(self._pid)
-                others = [
-                    member for member in members_of({self._pid}, {self._mark}) if member.pid != self._pid
-                ]
+                self.memory = _memory(self.pid)
+                others = [member for member in members_of({self.pid}, {self._mark}) if member.pid != self.pid]
                 self.unfit = "it starts processes when it is imported" if others else None
             else:
                 self.unfit = str(answer.get("unfit", "its process ended while it was importing"))

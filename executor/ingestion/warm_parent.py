@@ -269,8 +269,8 @@ def _run(code: types.CodeType, main: types.ModuleType) -> None:
     try:
         exec(code, main.__dict__)  # noqa: S102 - it is the CLI's script
     except Exception as error:  # noqa: BLE001 - as Python ends, without the frames of this file
-        trace = error.__traceback__
-        sys.excepthook(type(error), error, trace.tb_next if trace else None)
+        trace = error.__traceback__.tb_next if error.__traceback__ else None
+        sys.excepthook(type(error), error.with_traceback(trace), trace)
         sys.exit(1)
 
 

@@ -71,7 +71,7 @@ QUICK = 'note("started", [exec_id, time.time()])\nprint("it works")\n'
 
 
 # What a warm parent imports of a CLI, beside the script.
-_IMPORTED = """
+IMPORTED = """
 import sys, types
 __path__ = []
 for name in ("entrypoints", "ingestion", "ingestion.source", "ingestion.source.source_registry"):
@@ -107,7 +107,7 @@ class FakeClis:
         command.chmod(0o755)
         self.raw = self.raw or raw
         if self.warm:
-            (venv / "bin" / "datahub.py").write_text(_IMPORTED)
+            (venv / "bin" / "datahub.py").write_text(IMPORTED)
 
     def notes(self, name: str) -> list[Any]:
         """What the scripts noted under a name so far."""
