@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import anyio
+import structlog
 import uv
 from anyio import to_thread
 
@@ -27,7 +28,7 @@ from executor.ingestion.secrets import (
     resolve,
 )
 from executor.ingestion.tool import guarded_by
-from executor.ingestion.venv import Venv, VenvCache, VenvError, venv_spec
+from executor.ingestion.venv import BUNDLED, Venv, VenvCache, VenvError, venv_spec
 from executor.ingestion.warm_pool import WarmParents
 from executor.lack import reason
 from executor.lease import Lease
@@ -37,6 +38,8 @@ from executor.settings import Settings
 LARGE = 64 * 1024  # characters of a recipe, bytes of a report; work on more would keep other runs waiting
 MEGABYTE = 1_000_000  # bytes
 LAST_OUTPUT = 16 * 1024  # bytes of the log in which the reason of an end is looked for
+
+log = structlog.get_logger()
 
 Result = TypeVar("Result")
 
@@ -204,6 +207,24 @@ class Ingestion:
                     self.parents.not_forked(parent, str(error))
         return await run()
 
+    async def start_ahead(self, plugins: Sequence[str]) -> None:
+        """Have the warm parents of bundled venvs before the first run asks for them."""
+        for plugin in plugins:
+            try:
+                spec = venv_spec(
+                    version=BUNDLED,
+                    plugin=plugin,
+                    extra_plugins=(),
+                    extra_requirements=(),
+                    dependency_resolution_enabled=False,
+                )
+                venv = await self._venvs.get(spec, _unheard)
+            except VenvError as error:
+                log.warning("not_started_ahead", source_type=plugin, reason=str(error))
+                continue
+            if self.parents is not None:
+                await self.parents.find(venv, plugin, self.environment(venv))
+
     def environment(self, venv: Venv) -> dict[str, str]:
         """What the environments of all runs from a venv have in common, and a folder or two that they have not."""
         nowhere = Path()
@@ -274,9 +295,11 @@ async def open_ingestion(
         parents = WarmParents(
             ingestion.environment, guard, settings.warm_memory * MEGABYTE, settings.warm_idle_timeout
         )
-        async with parents.open():
+        async with parents.open(), anyio.create_task_group() as ahead:
             ingestion.parents = parents
+            ahead.start_soon(ingestion.start_ahead, settings.warm_sources)
             yield ingestion
+            ahead.cancel_scope.cancel()
 
 
 async def _apart(size: int, work: Callable[[], Result]) -> Result:
@@ -305,6 +328,11 @@ async def _clear(folder: RunFolder, work_dir: Path) -> None:
     with anyio.CancelScope(shield=True):
         if not folder.clear_if_clean():
             await to_thread.run_sync(folder.clear, work_dir)
+
+
+def _unheard(chunk: bytes) -> None:
+    """Where nobody waits for what is printed."""
+    del chunk
 
 
 async def _nothing() -> None:
