@@ -21,7 +21,7 @@ import anyio
 from executor.ingestion.cgroup import oom_kills
 from executor.ingestion.environment import is_read_at_start
 from executor.ingestion.guard import Guard
-from executor.ingestion.members import Member, look_at, members_of
+from executor.ingestion.members import look_at, members_of
 from executor.ingestion.pipes import Pipes
 from executor.ingestion.process import (
     Command,
@@ -37,11 +37,9 @@ from executor.ingestion.venv import Venv
 
 IMPORT_LIMIT = 120.0  # seconds until a parent must have imported everything
 FORK_LIMIT = 5.0  # seconds for a fork, which takes milliseconds
-LONGEST_TEXT = (
-    100_000  # characters of arguments and environment; more may be refused to a program from the disk
-)
+LONGEST_TEXT = 100_000  # bytes of arguments and environment; more may be refused to a program from the disk
 PACKET_SIZE = 128 * 1024  # bytes; more than any packet of a parent has
-
+ENDED_EARLY = "its process ended while it was importing"
 HEAD_SIZE = 1024  # bytes in which a script says what runs it
 
 _BY_ITSELF = re.compile(r"#! *(?P<python>/\S*/python[0-9.]*)(?: +(?P<argument>\S[^\n]*?))? *\n")
@@ -65,8 +63,10 @@ class WarmParent:
         self.memory = 0  # bytes, PSS before it shared any of it
         self.used = anyio.current_time()
         self.ended = False
+        self.died = False  # it ended by itself, or had to be ended, though it was fit
         self._guard = guard
         self._settled = anyio.Event()
+        self._gone = anyio.Event()
         self._lock = anyio.Lock()
         self._scope = anyio.CancelScope()
         self._socket: socket.socket
@@ -92,6 +92,20 @@ class WarmParent:
 
     async def live(self) -> None:
         """Start it, and have it until it ends, is ended, or proves unfit."""
+        try:
+            with self._scope:
+                await self._live()
+                self.died = self.unfit is None
+        except* (ProcessStartError, OSError) as errors:
+            self.unfit, self.died = f"its process {errors.exceptions[0]}", True
+        finally:
+            self.ended = True
+            if not self._settled.is_set():
+                self.unfit = self.unfit or ENDED_EARLY
+                self._settled.set()
+            self._gone.set()
+
+    async def _live(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
 
@@ -101,22 +115,13 @@ class WarmParent:
             self.pid, self._mark = tree.pid, mark
             return tree
 
-        with self._socket, theirs, self._scope:
-            command = Command(
-                [*self._argv, str(theirs.fileno())], self.env, Path("/"), inherited=(theirs.fileno(),)
-            )
-            try:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._settle)
-                    await run_process(command, _drop, guard=self._guard, grace=lambda: 0, start=start)
-                    tasks.cancel_scope.cancel()
-            except* ProcessStartError as errors:
-                self.unfit = str(errors.exceptions[0])
-            finally:
-                self.ended = True
-                if not self._settled.is_set():
-                    self.unfit = self.unfit or "its process ended while it was importing"
-                    self._settled.set()
+        with self._socket, theirs:
+            descriptor = theirs.fileno()
+            command = Command([*self._argv, str(descriptor)], self.env, Path("/"), inherited=(descriptor,))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._settle)
+                await run_process(command, _drop, guard=self._guard, grace=lambda: 0, start=start)
+                tasks.cancel_scope.cancel()
 
     async def start(self, command: Command, mark: int) -> ProcessTree:
         """Fork a run; see `executor.ingestion.process.Start`."""
@@ -124,34 +129,45 @@ class WarmParent:
         preface = _preface(command, self._argv)
         async with self._lock:
             with anyio.CancelScope(shield=True):  # or nobody would know the child's number
-                try:
-                    tree = await self._fork(command, mark)
-                except (OSError, TimeoutError) as error:
-                    self.end()
-                    await _end_all(mark)
-                    raise NotForkedError(str(error) or "the parent did not answer") from error
+                tree = await self._fork(command, mark)
         tree.preface = preface
         return tree
 
     async def _fork(self, command: Command, mark: int) -> ProcessTree:
         before = oom_kills()
         with ExitStack() as ends:
-            their_input, our_input = (ends.enter_context(end) for end in _pipe())
-            our_output, their_output = (ends.enter_context(end) for end in _pipe())
-            with their_input, their_output:
-                given = [their_input.fileno(), their_output.fileno()]
-                socket.send_fds(self._socket, [json.dumps({"mark": mark}).encode()], given)
-            with anyio.fail_after(FORK_LIMIT):
-                answer = await self._answer()
-            if "pid" not in answer:
-                raise OSError(errno.ECHILD, str(answer.get("failed", "its process is gone")))
-            pid = int(str(answer["pid"]))
-            if not _is_ours(look_at(pid), mark):
-                raise OSError(errno.ECHILD, "the child is not what it should be")
-            limit(pid, command)
-            tree = ProcessTree(pid, mark, before, Pipes(our_input, our_output))
+            try:
+                their_input, our_input = (ends.enter_context(end) for end in _pipe())
+                our_output, their_output = (ends.enter_context(end) for end in _pipe())
+            except OSError as error:
+                raise NotForkedError(f"it has no pipes: {error.strerror}") from error
+            try:
+                with their_input, their_output:
+                    given = [their_input.fileno(), their_output.fileno()]
+                    socket.send_fds(self._socket, [json.dumps({"mark": mark}).encode()], given)
+                pid = await self._forked(mark)
+                limit(pid, command)
+                tree = ProcessTree(pid, mark, before, Pipes(our_input, our_output))
+            except (OSError, ValueError, TimeoutError) as error:
+                self.died = not self.ended
+                self.end()
+                ends.close()  # a child that there may be reads no more than that
+                await self._gone.wait()
+                await _end_all(mark)
+                raise NotForkedError(str(error) or "its parent did not answer") from error
             ends.pop_all()
             return tree
+
+    async def _forked(self, mark: int) -> int:
+        """The number of the child that bears the mark."""
+        with anyio.fail_after(FORK_LIMIT):
+            answer = await self._answer()
+        if "pid" not in answer:
+            raise OSError(errno.ECHILD, str(answer.get("failed", "its parent is gone")))
+        child = look_at(int(answer["pid"]))
+        if child is None or (child.mark, child.session, child.parent) != (mark, child.pid, os.getpid()):
+            raise OSError(errno.ECHILD, "the child is not what it should be")
+        return child.pid
 
     async def _settle(self) -> None:
         """Hear what it says of itself, and look at it."""
@@ -164,11 +180,11 @@ class WarmParent:
                 others = [member for member in members_of({self.pid}, {self._mark}) if member.pid != self.pid]
                 self.unfit = "it starts processes when it is imported" if others else None
             else:
-                self.unfit = str(answer.get("unfit", "its process ended while it was importing"))
+                self.unfit = str(answer.get("unfit", ENDED_EARLY))
         except TimeoutError:
             self.unfit = f"it was not imported within {IMPORT_LIMIT:g} s"
-        except OSError as error:
-            self.unfit = f"it can't be looked at: {error.strerror}"
+        except (OSError, ValueError) as error:
+            self.unfit = f"it can't be looked at: {error}"
         if self.unfit is not None:
             self.end()
         self._settled.set()
@@ -259,17 +275,13 @@ def _pipe() -> tuple[IO[bytes], IO[bytes]]:
     return os.fdopen(read, "rb", 0), os.fdopen(write, "wb", 0)
 
 
-def _is_ours(child: Member | None, mark: int) -> bool:
-    """Whether it was adopted by this process, and is known by mark and session."""
-    if child is None or child.mark != mark or child.session != child.pid:
-        return False
-    return child.parent == os.getpid()
-
-
 async def _end_all(mark: int) -> None:
     """End what bears the mark, of which nobody knows where it got to."""
     for _ in range(_ABANDON_ROUNDS):
-        members = list(members_of((), {mark}))
+        try:
+            members = list(members_of((), {mark}))
+        except OSError:  # without a free descriptor nobody knows; the guard sees to it as well
+            return
         for member in members:
             if member.alive:
                 send(os.kill, member.pid, signal.SIGKILL)

@@ -86,7 +86,6 @@ class WarmParents:
 
     def not_forked(self, parent: WarmParent, why: str) -> None:
         """A parent did not give a run its process."""
-        self._deaths[parent.key] += parent.ended
         self._say(parent.key, why)
 
     async def _settled(self, key: _Key, venv: Venv) -> "_Kept | None":
@@ -107,7 +106,8 @@ class WarmParents:
                 self._learn(kept)
                 self._make_room(kept)
             if kept.parent.unfit is not None:
-                self._refused[key] = kept.identity
+                if not kept.parent.died:
+                    self._refused[key] = kept.identity
                 return kept
             if not kept.parent.ended:
                 return kept
@@ -151,9 +151,14 @@ class WarmParents:
                 tasks.start_soon(self._watch, kept)
                 await kept.parent.live()
                 tasks.cancel_scope.cancel()
+        except Exception:  # the edge of a parent: runs go on without
+            log.exception("warm_parent_failed_internally", venv=str(key[0]), source_type=key[1])
         finally:
             if self._parents.get(key) is kept:
                 del self._parents[key]
+            self._deaths[key] += kept.parent.died
+            if self._deaths[key] >= MOST_DEATHS:
+                self._say(key, f"{MOST_DEATHS} processes that had imported it died or hung")
 
     async def _watch(self, kept: "_Kept") -> None:
         """End it when it is not used for long, or its venv is another one."""
