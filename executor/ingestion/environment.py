@@ -1,7 +1,7 @@
 """What a run finds in its environment, and what of it nobody may read in a log. Pure."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 # Names that hold a secret by all custom; what is found under them is masked wherever it shows.
@@ -16,10 +16,11 @@ _MIN_SECRET = 6  # characters; a shorter value of a variable is a word such as `
 _NOT_INHERITED = ("TMPDIR", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV")
 _CREDENTIALS = re.compile(r"://[^/\s]*@")
 _OF_ONE_RUN = ("TMPDIR", "INGESTION_ARTIFACT_DIR")
-# What Python and the libraries below it read before a line of the CLI is run, so that nobody sees them do it.
+# What Python and the libraries below it read before a line of the CLI is run, so that nobody sees them do it; and
+# what the CLI itself is known to read when it is imported.
 _READ_AT_START = re.compile(
     r"(?:LD_|LC_|LANG|PYTHON|MALLOC_|GLIBC_|GCONV_|OPENSSL_|OMP_|OPENBLAS_|MKL_|GOTO_|GRPC_|RUST|TOKIO_|RAYON_|ARROW_"
-    r"|ORACLE_|NLS_|ODBC|TNS_|KRB5|JAVA_|JVM_)|(?:TZ|HOME|PATH|USER|LOGNAME|TERM|VIRTUAL_ENV)$"
+    r"|ORACLE_|NLS_|ODBC|TNS_|KRB5|JAVA_|JVM_)|(?:TZ|HOME|PATH|USER|LOGNAME|TERM|VIRTUAL_ENV|DATAHUB_DEBUG)$"
 )
 _SETTINGS_OF_THE_EXECUTOR = ("EXECUTOR_TASK_MEMORY_LIMIT", "EXECUTOR_TASK_WEIGHT")
 
@@ -69,5 +70,14 @@ def is_shared(name: str, value: str) -> bool:
 
 
 def is_read_at_start(name: str) -> bool:
-    """Whether a program is affected by it before it reads it itself."""
+    """Whether the CLI is affected by it before it has been told what to do."""
     return _READ_AT_START.match(name) is not None
+
+
+def difference(env: Mapping[str, str], given: Mapping[str, str], looked_at: Iterable[str]) -> str | None:
+    """The first variable by which a start with `env` would not be the one that was `given` others.
+
+    `looked_at` are those that were seen to count.
+    """
+    names = {name for name in {*env, *given} if is_read_at_start(name)}.union(looked_at)
+    return next((name for name in sorted(names) if env.get(name) != given.get(name)), None)

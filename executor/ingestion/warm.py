@@ -19,7 +19,6 @@ from typing import IO, Any
 import anyio
 
 from executor.ingestion.cgroup import oom_kills
-from executor.ingestion.environment import is_read_at_start
 from executor.ingestion.guard import Guard
 from executor.ingestion.members import look_at, members_of
 from executor.ingestion.pipes import Pipes
@@ -81,14 +80,6 @@ class WarmParent:
         """End it; its runs go on."""
         self.ended = True
         self._scope.cancel()
-
-    def misfit(self, env: Mapping[str, str]) -> str | None:
-        """Why a run with this environment would not be the same if it was forked; None if it would."""
-        names = {name for name in {*env, *self.env} if is_read_at_start(name)} | self.names
-        for name in sorted(names):
-            if env.get(name) != self.env.get(name):
-                return f"{name} is not what it is for other runs, and is read when the CLI is imported"
-        return None
 
     async def live(self) -> None:
         """Start it, and have it until it ends, is ended, or proves unfit."""

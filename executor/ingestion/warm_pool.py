@@ -1,15 +1,16 @@
 """The warm parents of one executor: which there are, for how long, and how much memory they take."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from executor.ingestion.environment import is_read_at_start, is_shared
+from executor.ingestion.environment import difference, is_read_at_start, is_shared
 from executor.ingestion.guard import Guard
 from executor.ingestion.output import in_units
 from executor.ingestion.venv import Venv
@@ -38,6 +39,7 @@ class WarmParents:
         self._idle = idle
         self._parents: dict[_Key, _Kept] = {}
         self._names: set[str] = set()  # of variables that some import looked at
+        self._looked_at: defaultdict[_Key, set[str]] = defaultdict(set)
         self._refused: dict[_Key, tuple[object, ...]] = {}
         self._deaths: Counter[_Key] = Counter()
         self._said: set[tuple[_Key, str]] = set()
@@ -71,24 +73,28 @@ class WarmParents:
     async def find(self, venv: Venv, source_type: str, env: Mapping[str, str]) -> WarmParent | None:
         """The parent for a run with this environment, once it is ready; None if the run must start cold."""
         key = (venv.path, source_type)
+        if not self._adopts or self._differs(key, env, self._given(venv)):
+            return None
         try:
-            kept = await self._settled(key, venv) if self._adopts else None
+            parent = await self._settled(key, venv)
         except OSError as error:
             self._say(key, f"its venv can't be looked at: {reason(error)}")
             return None
-        if kept is None or (kept.parent.ended and kept.parent.unfit is None):
+        if parent is None or self._differs(key, env, parent.env):
             return None
-        why = kept.parent.unfit or kept.parent.misfit(env)
-        if why is not None:
-            self._say(key, why)
-            return None
-        return kept.parent
+        return parent
+
+    def _differs(self, key: _Key, env: Mapping[str, str], given: Mapping[str, str]) -> bool:
+        name = difference(env, given, self._looked_at[key])
+        if name is not None:
+            self._say(key, f"{name} is not what it is for other runs, and is read when the CLI is imported")
+        return name is not None
 
     def not_forked(self, parent: WarmParent, why: str) -> None:
         """A parent did not give a run its process."""
         self._say(parent.key, why)
 
-    async def _settled(self, key: _Key, venv: Venv) -> "_Kept | None":
+    async def _settled(self, key: _Key, venv: Venv) -> WarmParent | None:
         for _ in range(MOST_STARTS):
             now = identity(venv)
             if self._refused.get(key) == now or self._deaths[key] >= MOST_DEATHS:
@@ -98,40 +104,41 @@ class WarmParents:
                 self._end(key)
                 kept = None
             if kept is None:
-                kept = self._start(key, venv, now)
+                kept = self._parents[key] = _Kept(self._new(key, venv), venv, now)
+                self._tasks.start_soon(self._keep, key, kept)
             self._parents[key] = self._parents.pop(key)  # to the end
             kept.parent.used = anyio.current_time()
             await kept.parent.settled()
             if kept.parent.unfit is None:
-                self._learn(kept)
+                self._learn(key, kept)
                 self._make_room(kept)
             if kept.parent.unfit is not None:
+                self._say(key, kept.parent.unfit)
                 if not kept.parent.died:
                     self._refused[key] = kept.identity
-                return kept
+                return None
             if not kept.parent.ended:
-                return kept
+                return kept.parent
         return None
 
-    def _learn(self, kept: "_Kept") -> None:
-        """What a parent looked at, and could have been given, the next one is given."""
-        common = kept.environment
-        seen = {name for name in kept.parent.names if name in common and is_shared(name, common[name])}
-        if not seen <= kept.parent.env.keys():
-            self._names |= seen
-            kept.parent.end()
+    def _new(self, key: _Key, venv: Venv) -> WarmParent:
+        return WarmParent(venv, key[1], self._given(venv), self._guard)
 
-    def _start(self, key: _Key, venv: Venv, now: tuple[object, ...]) -> "_Kept":
-        common = self._environment(venv)
-        env = {
+    def _given(self, venv: Venv) -> dict[str, str]:
+        """What a parent has of the environment: what it needs, and no secret."""
+        return {
             name: value
-            for name, value in common.items()
+            for name, value in self._environment(venv).items()
             if (name in self._names or name.startswith("DATAHUB_") or is_read_at_start(name))
             and is_shared(name, value)
         }
-        kept = self._parents[key] = _Kept(WarmParent(venv, key[1], env, self._guard), venv, now, common)
-        self._tasks.start_soon(self._keep, key, kept)
-        return kept
+
+    def _learn(self, key: _Key, kept: "_Kept") -> None:
+        """What a parent looked at, and could have been given, the next one is given."""
+        self._looked_at[key] |= kept.parent.names
+        self._names |= kept.parent.names
+        if self._given(kept.venv) != kept.parent.env:
+            kept.parent.end()
 
     def _make_room(self, newest: "_Kept") -> None:
         for key, kept in list(self._parents.items()):
@@ -181,13 +188,10 @@ class WarmParents:
             log.warning("runs_start_cold", venv=str(key[0]), source_type=key[1], reason=why)
 
 
+@dataclass(frozen=True)
 class _Kept:
-    """A parent, the venv as it was when it was started, and what the runs' environments had in common."""
+    """A parent, and the venv as it was when it was started."""
 
-    def __init__(
-        self, parent: WarmParent, venv: Venv, now: tuple[object, ...], environment: Mapping[str, str]
-    ) -> None:
-        self.parent = parent
-        self.venv = venv
-        self.identity = now
-        self.environment = environment
+    parent: WarmParent
+    venv: Venv
+    identity: tuple[object, ...]
