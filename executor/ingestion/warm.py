@@ -62,7 +62,7 @@ class WarmParent:
         self.memory = 0  # bytes, PSS before it shared any of it
         self.used = anyio.current_time()
         self.ended = False
-        self.died = False  # it ended by itself, or had to be ended, though it was fit
+        self.died = False  # it ended by itself, or had to be ended, though it might be fit
         self._guard = guard
         self._settled = anyio.Event()
         self._gone = anyio.Event()
@@ -86,7 +86,7 @@ class WarmParent:
         try:
             with self._scope:
                 await self._live()
-                self.died = self.unfit is None
+                self.died = self.died or self.unfit is None
         except* (ProcessStartError, OSError) as errors:
             self.unfit, self.died = f"its process {errors.exceptions[0]}", True
         finally:
@@ -170,10 +170,12 @@ class WarmParent:
                 self.memory = _memory(self.pid)
                 others = [member for member in members_of({self.pid}, {self._mark}) if member.pid != self.pid]
                 self.unfit = "it starts processes when it is imported" if others else None
+            elif "unfit" in answer:
+                self.unfit = str(answer["unfit"])
             else:
-                self.unfit = str(answer.get("unfit", ENDED_EARLY))
+                self.unfit, self.died = ENDED_EARLY, True
         except TimeoutError:
-            self.unfit = f"it was not imported within {IMPORT_LIMIT:g} s"
+            self.unfit, self.died = f"it was not imported within {IMPORT_LIMIT:g} s", True
         except (OSError, ValueError) as error:
             self.unfit = f"it can't be looked at: {error}"
         if self.unfit is not None:
@@ -251,13 +253,18 @@ def _preface(command: Command, parent: list[str]) -> bytes:
     script = parent.index(str(_PROGRAM)) + 1
     at = list(command.argv).index(parent[script])
     given = {
-        "argv": command.argv[at:],
-        "orig_argv": [*parent[: script - 1], *command.argv[at:]],
-        "cwd": str(command.cwd),
-        "env": dict(command.env),
+        "argv": [_bytes(text) for text in command.argv[at:]],
+        "orig_argv": [_bytes(text) for text in (*parent[: script - 1], *command.argv[at:])],
+        "cwd": _bytes(str(command.cwd)),
+        "env": {_bytes(name): _bytes(value) for name, value in command.env.items()},
     }
     data = json.dumps(given).encode()
     return len(data).to_bytes(8, "big") + data
+
+
+def _bytes(text: str) -> str:
+    """The bytes that the system is to have, as JSON can hold them: the child may be of another locale."""
+    return os.fsencode(text).decode("latin-1")
 
 
 def _pipe() -> tuple[IO[bytes], IO[bytes]]:

@@ -152,20 +152,26 @@ class Parent:
     def become(
         self, argv: list[str], orig_argv: list[str], cwd: str, env: dict[str, str]
     ) -> types.ModuleType:
-        """Be as if Python had been started with these; the module that the script is to be run in."""
+        """Be as if Python had been started with these; the module that the script is to be run in.
+
+        All texts are bytes, a character each.
+        """
         os.environ.clear()
-        for name, value in {**env, **self.changes}.items():
-            if value is None:
+        for name, value in env.items():
+            os.environb[name.encode("latin-1")] = value.encode("latin-1")
+        for name, change in self.changes.items():
+            if change is None:
                 os.environ.pop(name, None)
             else:
-                os.environ[name] = value
+                os.environ[name] = change
+        cwd = _text(cwd)
         os.chdir(cwd)
-        sys.argv = argv
+        sys.argv = [_text(text) for text in argv]
         if hasattr(sys, "orig_argv"):
-            sys.orig_argv = orig_argv
+            sys.orig_argv = [_text(text) for text in orig_argv]
         _refresh(cwd)
         main = types.ModuleType("__main__")
-        main.__dict__.update(__file__=argv[0], __builtins__=__builtins__, __cached__=None)
+        main.__dict__.update(__file__=sys.argv[0], __builtins__=__builtins__, __cached__=None)
         sys.modules["__main__"] = main
         while self.printed:  # at its import: it belongs to each run
             self.printed = self.printed[os.write(1, self.printed) :]
@@ -249,6 +255,10 @@ def _read(size: int) -> bytes:
             os._exit(1)
         data += chunk
     return data
+
+
+def _text(text: str) -> str:
+    return os.fsdecode(text.encode("latin-1"))
 
 
 def _refresh(cwd: str) -> None:

@@ -156,7 +156,9 @@ os.environ.pop("TAKEN_BY_IMPORT", None)
 """
 
 
-async def test_a_forked_run_finds_everything_as_one_from_the_disk_does(stage: Stage) -> None:
+@pytest.mark.parametrize("locale", ["C.UTF-8", "POSIX"])
+async def test_a_forked_run_finds_everything_as_one_from_the_disk_does(locale: str, stage: Stage) -> None:
+    stage.env |= {"LC_ALL": locale, "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     venv = stage.venv(
         TOLD, NOISY.replace("TAKEN", "NEVER_GIVEN") + "os.environ.setdefault('COLOUR', 'red')\n"
     )
