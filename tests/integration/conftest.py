@@ -32,7 +32,7 @@ async def site(
     handlers, level = list(logging.root.handlers), logging.root.level
     async with open_site(localstack, stand_in, tmp_path, warm=warm) as opened:
         yield opened
-        assert not warm or opened.clis.raw or not opened.events("runs_start_cold"), opened.tail()
+        assert opened.clis.may_start_cold or not opened.events("runs_start_cold"), opened.tail()
     structlog.reset_defaults()
     logging.root.handlers[:] = handlers
     logging.root.setLevel(level)

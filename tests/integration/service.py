@@ -89,7 +89,7 @@ class FakeClis:
 
     def __init__(self, folder: Path, *, warm: bool = False) -> None:
         self.warm = warm
-        self.raw = False  # whether there is one that brings its own first line
+        self.may_start_cold = not warm
         self.venvs = folder / "bundled"
         self.notes_folder = folder / "notes"
         self.notes_folder.mkdir(parents=True)
@@ -105,7 +105,7 @@ class FakeClis:
         prelude = _PRELUDE.format(python=sys.executable, notes=str(self.notes_folder))
         command.write_text(script if raw else prelude + script)
         command.chmod(0o755)
-        self.raw = self.raw or raw
+        self.may_start_cold |= raw
         if self.warm:
             (venv / "bin" / "datahub.py").write_text(IMPORTED)
 

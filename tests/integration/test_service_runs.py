@@ -2,10 +2,13 @@
 
 import itertools
 import json
+import os
+import signal
 
 import pytest
 
 from tests.integration.service import BOTH_STARTS, PATIENT, QUICK, WARM_START, Site
+from tests.integration.trees import children
 
 ENDED = 'note("ended", [exec_id, time.time()])\n'
 LIMIT = {"EXECUTOR_TASK_MEMORY_LIMIT": "300000"}  # kilobytes
@@ -301,3 +304,25 @@ async def test_no_more_is_received_than_can_start(site: Site) -> None:
         site.clis.let("go")
         for number in range(5):
             await site.settled(f"r{number}")
+
+
+@WARM_START
+async def test_a_run_whose_warm_parent_hangs_or_died_is_started_from_the_disk(site: Site) -> None:
+    site.clis.may_start_cold = True
+    site.fake_cli("fake", 'note("run", [exec_id, os.getppid(), sys.argv[0]])')
+    async with site.service():
+        await site.submit("warm")
+        await site.settled("warm")
+        [parent] = children("warm_parent.py")
+        os.kill(parent, signal.SIGSTOP)
+        await site.submit("cold")
+        await site.settled("cold")
+        await site.submit("warm-again")
+        await site.settled("warm-again")
+        [another] = children("warm_parent.py")
+        assert another != parent
+    assert children("warm_parent.py") == []
+    assert [event["reason"] for event in site.events("runs_start_cold")] == ["its parent did not answer"]
+    notes = site.clis.notes("run")
+    assert [note[0] for note in notes] == ["warm", "cold", "warm-again"]
+    assert {tuple(note[1:]) for note in notes} == {(os.getpid(), notes[0][2])}, "they can't tell"
