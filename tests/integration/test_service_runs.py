@@ -102,6 +102,7 @@ async def test_a_report_file_that_is_no_json_does_not_spoil_the_run(site: Site) 
 
 @BOTH_STARTS
 async def test_what_a_run_is_given_is_what_its_request_asked_for(site: Site) -> None:
+    site.clis.may_start_cold = True  # the one that is debugged
     site.fake_cli(
         "fake",
         'note("run", [sys.argv[1:], dict(os.environ), recipe, os.getcwd()])\n'
