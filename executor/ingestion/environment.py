@@ -1,7 +1,7 @@
 """What a run finds in its environment, and what of it nobody may read in a log. Pure."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 # Names that hold a secret by all custom; what is found under them is masked wherever it shows.
@@ -64,20 +64,36 @@ def run_environment(
     }
 
 
-def is_shared(name: str, value: str) -> bool:
-    """Whether a variable may be given to what all runs come from: it is no run's own, and no secret."""
-    return not (name in _OF_ONE_RUN or _is_secret(name, value) or _CREDENTIALS.search(value))
+def shared_environment(env: Mapping[str, str], looked_at: Container[str]) -> dict[str, str]:
+    """What of the environment of all runs is given to what they are forked from: what counts, and no secret.
 
-
-def is_read_at_start(name: str) -> bool:
-    """Whether the CLI is affected by it before it has been told what to do."""
-    return _READ_AT_START.match(name) is not None
+    `looked_at` are variables that were seen to count.
+    """
+    everything = _loads_anything(env)
+    return {
+        name: value
+        for name, value in env.items()
+        if (everything or name in looked_at or name.startswith("DATAHUB_") or _READ_AT_START.match(name))
+        and _is_shared(name, value)
+    }
 
 
 def difference(env: Mapping[str, str], given: Mapping[str, str], looked_at: Iterable[str]) -> str | None:
-    """The first variable by which a start with `env` would not be the one that was `given` others.
+    """The first variable by which a start with `env` would not be the one that was `given` others."""
+    everything = _loads_anything(env)
+    names = {
+        name
+        for name, value in {**given, **env}.items()
+        if _READ_AT_START.match(name) or (everything and _is_shared(name, value))
+    }
+    return next((name for name in sorted(names.union(looked_at)) if env.get(name) != given.get(name)), None)
 
-    `looked_at` are those that were seen to count.
-    """
-    names = {name for name in {*env, *given} if is_read_at_start(name)}.union(looked_at)
-    return next((name for name in sorted(names) if env.get(name) != given.get(name)), None)
+
+def _is_shared(name: str, value: str) -> bool:
+    """Whether it is no run's own, and no secret."""
+    return not (name in _OF_ONE_RUN or _is_secret(name, value) or _CREDENTIALS.search(value))
+
+
+def _loads_anything(env: Mapping[str, str]) -> bool:
+    """Whether libraries come first that nobody knows: any variable may count for them."""
+    return any(name in env for name in ("LD_PRELOAD", "LD_AUDIT"))

@@ -10,7 +10,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from executor.ingestion.environment import difference, is_read_at_start, is_shared
+from executor.ingestion.environment import difference, shared_environment
 from executor.ingestion.guard import Guard
 from executor.ingestion.output import in_units
 from executor.ingestion.venv import Venv
@@ -125,13 +125,7 @@ class WarmParents:
         return WarmParent(venv, key[1], self._given(venv), self._guard)
 
     def _given(self, venv: Venv) -> dict[str, str]:
-        """What a parent has of the environment: what it needs, and no secret."""
-        return {
-            name: value
-            for name, value in self._environment(venv).items()
-            if (name in self._names or name.startswith("DATAHUB_") or is_read_at_start(name))
-            and is_shared(name, value)
-        }
+        return shared_environment(self._environment(venv), self._names)
 
     def _learn(self, key: _Key, kept: "_Kept") -> None:
         """What a parent looked at, and could have been given, the next one is given."""

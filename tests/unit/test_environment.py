@@ -2,7 +2,7 @@
 
 import pytest
 
-from executor.ingestion.environment import difference, is_shared, sensitive_values
+from executor.ingestion.environment import difference, sensitive_values, shared_environment
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,17 @@ def test_what_only_leads_to_a_secret_or_is_an_ordinary_word_is_not(name: str, va
     ],
 )
 def test_secrets_and_what_is_a_runs_own_are_not_for_all_runs(name: str, value: str) -> None:
-    assert not is_shared(name, value)
-    assert is_shared("PATH", "/opt/python@3.11/bin:/usr/bin")
-    assert is_shared("HTTPS_PROXY", "http://proxy:3128")
+    env = {"PATH": "/opt/python@3.11/bin:/usr/bin", "LD_PRELOAD": "libjemalloc.so.2"}
+    assert shared_environment({**env, name: value}, {name}) == env
+
+
+def test_all_runs_share_what_counts_and_no_more() -> None:
+    env = {"TZ": "UTC", "CI": "true", "EDITOR": "vi", "DATAHUB_TELEMETRY_ENABLED": "false"}
+    shared = shared_environment(env, {"CI", "NEVER_SET"})
+    assert shared.keys() == {"TZ", "CI", "DATAHUB_TELEMETRY_ENABLED"}
+    preloaded = {**env, "LD_PRELOAD": "faults.so"}
+    assert shared_environment(preloaded, {"CI"}) == preloaded
+    assert difference({**preloaded, "EDITOR": "ed"}, preloaded, ()) == "EDITOR"
 
 
 @pytest.mark.parametrize(
