@@ -54,7 +54,9 @@ _SET_SUBREAPER, _GET_SUBREAPER = 36, 37  # prctl(2)
 class WarmParent:
     """One parent. `live` is its life; what it is worth is known once `settled` returns."""
 
-    def __init__(self, venv: Venv, source_type: str, env: Mapping[str, str], guard: Guard) -> None:
+    def __init__(
+        self, venv: Venv, source_type: str, env: Mapping[str, str], guard: Guard, adoption: "Adoption"
+    ) -> None:
         self.key = (venv.path, source_type)
         self.env = env
         self.names: frozenset[str] = frozenset()  # of variables that its imports looked at
@@ -64,6 +66,7 @@ class WarmParent:
         self.ended = False
         self.died = False  # it ended by itself, or had to be ended, though it might be fit
         self._guard = guard
+        self._adoption = adoption
         self._settled = anyio.Event()
         self._gone = anyio.Event()
         self._lock = anyio.Lock()
@@ -88,7 +91,7 @@ class WarmParent:
                 await self._live()
                 self.died = self.died or self.unfit is None
         except* (ProcessStartError, OSError) as errors:
-            self.unfit, self.died = f"its process {errors.exceptions[0]}", True
+            self.unfit, self.died = str(errors.exceptions[0]), True
         finally:
             self.ended = True
             if not self._settled.is_set():
@@ -133,10 +136,11 @@ class WarmParent:
             except OSError as error:
                 raise NotForkedError(f"it has no pipes: {error.strerror}") from error
             try:
-                with their_input, their_output:
-                    given = [their_input.fileno(), their_output.fileno()]
-                    socket.send_fds(self._socket, [json.dumps({"mark": mark}).encode()], given)
-                pid = await self._forked(mark)
+                with self._adoption.open():
+                    with their_input, their_output:
+                        given = [their_input.fileno(), their_output.fileno()]
+                        socket.send_fds(self._socket, [json.dumps({"mark": mark}).encode()], given)
+                    pid = await self._forked(mark)
                 limit(pid, command)
                 tree = ProcessTree(pid, mark, before, Pipes(our_input, our_output))
             except (OSError, ValueError, TimeoutError) as error:
@@ -202,21 +206,29 @@ def identity(venv: Venv) -> tuple[object, ...]:
     return (venv.path.stat().st_ino, *files, *sorted(installed))
 
 
-@contextmanager
-def adopting() -> Iterator[bool]:
-    """Be the parent of what is orphaned below this process, as a container's first process is anyway.
+class Adoption:
+    """Makes this process the parent of what is orphaned below it, as a container's first process is anyway.
 
-    Yields whether the system allows it.
+    Only meanwhile: what runs leave behind is otherwise init's to collect.
     """
-    libc = ctypes.CDLL(None)
-    before = ctypes.c_int()
-    failed = libc.prctl(_GET_SUBREAPER, ctypes.byref(before), 0, 0, 0) or libc.prctl(
-        _SET_SUBREAPER, 1, 0, 0, 0
-    )
-    try:
-        yield not failed
-    finally:
-        libc.prctl(_SET_SUBREAPER, before.value, 0, 0, 0)
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None)
+        self._before = ctypes.c_int()
+        self._users = 0
+
+    @contextmanager
+    def open(self) -> Iterator[bool]:
+        """Adopt meanwhile; yields whether the system allows it."""
+        self._users += 1
+        if self._users == 1:
+            self._libc.prctl(_GET_SUBREAPER, ctypes.byref(self._before), 0, 0, 0)
+        try:
+            yield self._libc.prctl(_SET_SUBREAPER, 1, 0, 0, 0) == 0
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._libc.prctl(_SET_SUBREAPER, self._before.value, 0, 0, 0)
 
 
 def _interpreter(venv: Venv) -> list[str]:

@@ -14,7 +14,7 @@ from executor.ingestion.environment import difference, shared_environment
 from executor.ingestion.guard import Guard
 from executor.ingestion.output import in_units
 from executor.ingestion.venv import Venv
-from executor.ingestion.warm import WarmParent, adopting, identity
+from executor.ingestion.warm import Adoption, WarmParent, identity
 from executor.lack import reason
 
 LOOK_PACE = 60.0  # seconds between two looks at the venv of a parent that nobody asks for
@@ -43,22 +43,19 @@ class WarmParents:
         self._refused: dict[_Key, tuple[object, ...]] = {}
         self._deaths: Counter[_Key] = Counter()
         self._said: set[tuple[_Key, str]] = set()
+        self._adoption = Adoption()
         self._adopts = False
         self._tasks: TaskGroup
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Have parents meanwhile. Leaving it ends them, not the runs that were forked."""
+        with self._adoption.open() as self._adopts:
+            if not self._adopts:
+                log.warning("all_runs_start_cold", reason="the system does not let a process adopt others")
         async with anyio.create_task_group() as self._tasks:
-            try:
-                with adopting() as self._adopts:
-                    if not self._adopts:
-                        log.warning(
-                            "all_runs_start_cold", reason="the system does not let a process adopt others"
-                        )
-                    yield
-            finally:
-                self._tasks.cancel_scope.cancel()
+            yield
+            self._tasks.cancel_scope.cancel()
 
     @property
     def count(self) -> int:
@@ -122,7 +119,7 @@ class WarmParents:
         return None
 
     def _new(self, key: _Key, venv: Venv) -> WarmParent:
-        return WarmParent(venv, key[1], self._given(venv), self._guard)
+        return WarmParent(venv, key[1], self._given(venv), self._guard, self._adoption)
 
     def _given(self, venv: Venv) -> dict[str, str]:
         return shared_environment(self._environment(venv), self._names)

@@ -553,6 +553,15 @@ async def test_a_script_that_the_system_may_not_run_is_not_run_by_a_parent(
     assert "its script" in await stage.refused(bundled)
 
 
+async def test_a_python_that_is_missing_is_said(stage: Stage) -> None:
+    venv = stage.venv("")
+    missing = Venv(venv.path, None, venv.python, ("/nowhere/python", venv.command[-1]))
+    before = descriptors()
+    assert await stage.refused(missing) == "could not start /nowhere/python: No such file or directory"
+    await until(lambda: stage.parents.count == 0)
+    assert descriptors() == before
+
+
 async def test_a_run_whose_environment_would_have_changed_the_import_starts_cold(stage: Stage) -> None:
     venv = stage.venv("", "import os\nlimit = os.getenv('PAGE_SIZE')\nkind = os.environ.get('KIND', '')\n")
     stage.env |= {"KIND": "usual"}
