@@ -137,7 +137,7 @@ class Settings(BaseSettings):
         default=(),
     )
     warm_memory: Annotated[int, Field(ge=1)] = _setting(
-        "a whole number of megabytes, at least 1", "DATAHUB_EXECUTOR_WARM_MEMORY", default=512
+        "a whole number of megabytes, at least 1", "DATAHUB_EXECUTOR_WARM_MEMORY", default=1024
     )
     warm_idle_timeout: _Seconds = _setting(
         "a number of seconds above 0", "DATAHUB_EXECUTOR_WARM_IDLE_TIMEOUT", default=900.0

@@ -19,7 +19,7 @@ _OF_ONE_RUN = ("TMPDIR", "INGESTION_ARTIFACT_DIR")
 # What Python and the libraries below it read before a line of the CLI is run, so that nobody sees them do it; and
 # what the CLI itself is known to read when it is imported.
 _READ_AT_START = re.compile(
-    r"(?:LD_|LC_|LANG|PYTHON|MALLOC_|GLIBC_|GCONV_|OPENSSL_|OMP_|OPENBLAS_|MKL_|GOTO_|GRPC_|RUST|TOKIO_|RAYON_|ARROW_"
+    r"(?:LD_|LC_|LANG|PYTHON|MALLOC_|GLIBC_|GCONV_|OPENSSL_|OMP_|OPENBLAS_|MKL_|GOTO_|GRPC_|RUST|TOKIO_|RAYON_|ARROW_|JE_"
     r"|ORACLE_|NLS_|ODBC|TNS_|KRB5|JAVA_|JVM_)|(?:TZ|HOME|PATH|USER|LOGNAME|TERM|VIRTUAL_ENV|DATAHUB_DEBUG)$"
 )
 _SETTINGS_OF_THE_EXECUTOR = ("EXECUTOR_TASK_MEMORY_LIMIT", "EXECUTOR_TASK_WEIGHT")

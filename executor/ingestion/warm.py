@@ -46,6 +46,8 @@ _BY_ITSELF = re.compile(r"#! *(?P<python>/\S*/python[0-9.]*)(?: +(?P<argument>\S
 _BY_SHELL = re.compile(
     r"""#!/bin/sh\n'''exec' (?P<quote>["']?)(?P<python>/[^"'\n]*/python[0-9.]*)(?P=quote) "\$0" "\$@"\n"""
 )
+# The allocator in pyarrow has a thread that gives memory back. A fork does that without one, whatever is set here.
+_THREADLESS = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 _PROGRAM = Path(__file__).with_name("warm_parent.py")
 _ABANDON_ROUNDS, _ABANDON_PACE = 250, 0.02  # looks, and seconds between them
 _SET_SUBREAPER, _GET_SUBREAPER = 36, 37  # prctl(2)
@@ -111,7 +113,8 @@ class WarmParent:
 
         with self._socket, theirs:
             descriptor = theirs.fileno()
-            command = Command([*self._argv, str(descriptor)], self.env, Path("/"), inherited=(descriptor,))
+            env = {**_THREADLESS, **self.env}
+            command = Command([*self._argv, str(descriptor)], env, Path("/"), inherited=(descriptor,))
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._settle)
                 await run_process(command, _drop, guard=self._guard, grace=lambda: 0, start=start)

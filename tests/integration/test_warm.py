@@ -533,6 +533,15 @@ async def test_what_must_not_be_shared_at_import_makes_runs_start_cold_and_is_sa
     assert (stage.parents.memory, descriptors(), alive(venv), zombies()) == (0, before, [], [])
 
 
+async def test_threads_that_end_before_a_fork_are_no_reason_to_start_cold(stage: Stage) -> None:
+    venv = stage.venv(
+        "say('ran')",
+        "import os, threading\nstop = threading.Event()\nthread = threading.Thread(target=stop.wait)\n"
+        "thread.start()\nos.register_at_fork(before=lambda: (stop.set(), thread.join()))\n",
+    )
+    assert (await stage.run(True, stage.command(venv), venv))[1] == b"ran\n"
+
+
 @pytest.mark.parametrize(
     ("head", "mode"),
     [

@@ -52,7 +52,7 @@ def test_two_settings_are_enough_and_the_others_have_the_contracts_defaults() ->
     assert settings.file_secret_maxlen == 1024 * 1024
     assert settings.warm_starts is True
     assert settings.warm_sources == ()
-    assert settings.warm_memory == 512
+    assert settings.warm_memory == 1024
     assert settings.warm_idle_timeout == 900
     assert settings.metrics_port == 9087
 
@@ -157,7 +157,7 @@ def test_an_empty_variable_counts_as_not_set() -> None:
     assert settings.gms_token is None
     assert settings.warm_starts is True
     assert settings.warm_sources == ()
-    assert settings.warm_memory == 512
+    assert settings.warm_memory == 1024
     assert settings.warm_idle_timeout == 900
     assert settings.metrics_port == 9087
 
