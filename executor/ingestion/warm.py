@@ -182,7 +182,7 @@ class WarmParent:
             else:
                 self.unfit, self.died = ENDED_EARLY, True
         except TimeoutError:
-            self.unfit, self.died = f"it was not imported within {IMPORT_LIMIT:g} s", True
+            self.unfit = f"it was not imported within {IMPORT_LIMIT:g} s"
         except (OSError, ValueError) as error:
             self.unfit = f"it can't be looked at: {error}"
         if self.unfit is not None:

@@ -189,7 +189,10 @@ class _Captured:
     text = b""
 
     def __enter__(self) -> _Captured:
-        self._file = os.memfd_create("printed")
+        if hasattr(os, "memfd_create"):  # Python may have been built for a libc without
+            self._file = os.memfd_create("printed")
+        else:
+            self._file = os.open("/tmp", os.O_RDWR | os.O_TMPFILE, 0o600)  # noqa: S108 - it has no name there
         self._streams = os.dup(1), os.dup(2)
         for descriptor in (1, 2):
             os.dup2(self._file, descriptor)

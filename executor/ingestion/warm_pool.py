@@ -84,7 +84,10 @@ class WarmParents:
     def _differs(self, key: _Key, env: Mapping[str, str], given: Mapping[str, str]) -> bool:
         name = difference(env, given, self._looked_at[key])
         if name is not None:
-            self._say(key, f"{name} is not what it is for other runs, and is read when the CLI is imported")
+            self._say(
+                key,
+                f"{name} counts when the CLI is imported, and is a secret or not what it is for other runs",
+            )
         return name is not None
 
     def not_forked(self, parent: WarmParent, why: str) -> None:

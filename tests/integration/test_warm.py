@@ -577,7 +577,7 @@ async def test_a_run_whose_environment_would_have_changed_the_import_starts_cold
     assert (await stage.parent(venv)).env["KIND"] == "usual", "it looked, and was given it"
     for name in ("PAGE_SIZE", "LD_PRELOAD", "PYTHONHASHSEED"):
         assert await stage.refused(venv, {**stage.env, name: "7"}) == (
-            f"{name} is not what it is for other runs, and is read when the CLI is imported"
+            f"{name} counts when the CLI is imported, and is a secret or not what it is for other runs"
         )
     await stage.parent(venv, {**stage.env, "SNOWFLAKE_ROLE": "reader", "TMPDIR": "/elsewhere"})
 
