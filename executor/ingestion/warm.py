@@ -99,7 +99,6 @@ class WarmParent:
             if not self._settled.is_set():
                 self.unfit = self.unfit or ENDED_EARLY
                 self._settled.set()
-            self._gone.set()
 
     async def _live(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -111,14 +110,21 @@ class WarmParent:
             self.pid, self._mark = tree.pid, mark
             return tree
 
-        with self._socket, theirs:
-            descriptor = theirs.fileno()
-            env = {**_THREADLESS, **self.env}
-            command = Command([*self._argv, str(descriptor)], env, Path("/"), inherited=(descriptor,))
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._settle)
-                await run_process(command, _drop, guard=self._guard, grace=lambda: 0, start=start)
-                tasks.cancel_scope.cancel()
+        try:
+            with theirs:
+                descriptor = theirs.fileno()
+                env = {**_THREADLESS, **self.env}
+                command = Command([*self._argv, str(descriptor)], env, Path("/"), inherited=(descriptor,))
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._settle)
+                    await run_process(command, _drop, guard=self._guard, grace=lambda: 0, start=start)
+                    tasks.cancel_scope.cancel()
+        finally:
+            self.ended = True
+            self._gone.set()
+            with anyio.CancelScope(shield=True):
+                async with self._lock:  # who waits for an answer hears that it is gone, and must not be deaf
+                    self._socket.close()
 
     async def start(self, command: Command, mark: int) -> ProcessTree:
         """Fork a run; see `executor.ingestion.process.Start`."""

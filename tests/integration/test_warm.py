@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import random
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
+from executor.ingestion import warm_pool
 from executor.ingestion.ending import describe
 from executor.ingestion.guard import Guard, open_guard
 from executor.ingestion.process import Command, Exit, NotForkedError, run_process, start_cold
@@ -650,3 +653,52 @@ async def test_many_runs_of_one_kind_wait_for_one_parent(stage: Stage) -> None:
             tasks.start_soon(look)
     assert len(found) == 8
     assert len(set(found)) == 1
+
+
+async def test_each_run_happens_once_though_parents_are_killed_and_others_cancelled(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm_pool, "MOST_DEATHS", math.inf)
+    venv = stage.venv("number = int(sys.argv[1])\nos.write(1, b'%d.' % number)\nsys.exit(number % 7)")
+    chance = random.Random(0)
+    starts: Counter[str] = Counter()
+
+    await stage.run(False, stage.command(venv, "7"), venv)
+    before = descriptors()
+    limiter = anyio.CapacityLimiter(8)
+
+    async def run(number: int) -> None:
+        command, output = stage.command(venv, str(number)), Output()
+        async with limiter:
+            parent = await stage.parents.find(venv, "fake", stage.env)
+            start = parent.start if parent else start_cold
+            try:
+                ended = await run_process(command, output, guard=stage.guard, start=start)
+                starts["warm" if parent else "cold"] += 1
+            except NotForkedError:
+                starts["cold after all"] += 1
+                ended = await run_process(command, output, guard=stage.guard)
+        assert (ended.returncode, output.data) == (number % 7, b"%d." % number)
+
+    async def cancelled(number: int) -> None:
+        with anyio.move_on_after(chance.uniform(0, 0.5)):
+            await run(number)
+
+    async def kill() -> None:
+        while True:
+            await anyio.sleep(chance.uniform(0, 0.3))
+            for kept in stage.parents._parents.values():
+                if kept.parent.pid and not kept.parent.ended:
+                    os.kill(kept.parent.pid, signal.SIGKILL)
+
+    with structlog.testing.capture_logs(), anyio.fail_after(DEADLINE):
+        async with anyio.create_task_group() as killing:
+            killing.start_soon(kill)
+            async with anyio.create_task_group() as tasks:
+                for number in range(200):
+                    tasks.start_soon(cancelled if number % 4 == 0 else run, number)
+            killing.cancel_scope.cancel()
+    await until(lambda: len(alive(venv)) == stage.parents.count <= 1)
+    assert zombies() == []
+    await until(lambda: descriptors() == before + 3 * stage.parents.count)
+    assert starts["warm"], starts
