@@ -15,7 +15,15 @@ from pathlib import Path
 
 import anyio
 
-from benchmarks import bench_cancel, bench_memory, bench_noop, bench_progress, bench_soak, bench_sqlite
+from benchmarks import (
+    bench_cancel,
+    bench_memory,
+    bench_noop,
+    bench_progress,
+    bench_soak,
+    bench_sqlite,
+    bench_warm,
+)
 from benchmarks.harness import TOKEN, Bench, Figure, print_table
 from executor.local.datahub import stand_in
 from tests.servers import LocalStack, run_localstack
@@ -25,9 +33,17 @@ Measure = Callable[[Bench, int], Awaitable[list[Figure]]]
 
 MEASUREMENTS: dict[str, tuple[Measure, int]] = {
     module.NAME: (module.measure, module.ROUNDS)
-    for module in (bench_noop, bench_memory, bench_cancel, bench_sqlite, bench_progress, bench_soak)
+    for module in (
+        bench_noop,
+        bench_memory,
+        bench_cancel,
+        bench_sqlite,
+        bench_warm,
+        bench_progress,
+        bench_soak,
+    )
 }
-ONLY_WITH_ALL = {bench_progress.NAME, bench_soak.NAME}  # more than a minute of waiting
+ONLY_WITH_ALL = {bench_progress.NAME, bench_soak.NAME, bench_warm.NAME}  # more than a minute of waiting
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -133,11 +133,16 @@ class Bench:
         return await self.send_recipe(queue, recipe, exec_id)
 
     async def send_recipe(
-        self, queue: str, recipe: Mapping[str, object], exec_id: str | None = None
+        self,
+        queue: str,
+        recipe: Mapping[str, object],
+        exec_id: str | None = None,
+        *,
+        task: str = "RUN_INGEST",
     ) -> "Sent":
         """Put one request with this recipe on the queue."""
         exec_id = exec_id or new_id()
-        body = request_body(exec_id, recipe)
+        body = request_body(exec_id, recipe, task)
         before = time.time()
         await self.sqs.send_message(QueueUrl=queue, MessageBody=body)
         return Sent(exec_id, before, time.time())
@@ -166,10 +171,10 @@ def new_id() -> str:
     return f"bench-{secrets.token_hex(8)}"
 
 
-def request_body(exec_id: str, recipe: Mapping[str, object]) -> str:
-    """A RUN_INGEST request as a message's body (contract, section 2)."""
+def request_body(exec_id: str, recipe: Mapping[str, object], task: str = "RUN_INGEST") -> str:
+    """A request as a message's body (contract, section 2)."""
     arguments = {"recipe": json.dumps(recipe), "version": "bundled"}
-    request = {"executor_id": "remote", "exec_id": exec_id, "name": "RUN_INGEST", "args": arguments}
+    request = {"executor_id": "remote", "exec_id": exec_id, "name": task, "args": arguments}
     return json.dumps(request)
 
 
@@ -216,10 +221,10 @@ class ServiceProcess:
         """Return once a run is over and its message deleted."""
         await until(lambda: bool(self.events("run_settled", exec_id)))
 
-    def cpu_seconds(self) -> float:
-        """Its own processor time so far, without its children's."""
+    def cpu_seconds(self, *, with_children: bool = False) -> float:
+        """Its own processor time so far; or with that of the children that have ended."""
         fields = Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
+        return sum(map(int, fields[11 : 15 if with_children else 13])) / TICKS
 
     def memory(self) -> "Memory":
         """What it holds now."""

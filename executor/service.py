@@ -96,6 +96,8 @@ class Service:
             ingestion = await stack.enter_async_context(
                 open_ingestion(settings, self._env, DataHubSecretStore(datahub), self._maskers)
             )
+            if (parents := ingestion.parents) is not None:
+                self._metrics.follow_warm_parents(lambda: parents.count, lambda: parents.memory)
             queue = await self._stopping.or_stop(partial(self._open_queue, stack))
             if queue is None:
                 return

@@ -32,6 +32,12 @@ def _queue_name(value: object) -> object:
     return QueueName.parse(value) if isinstance(value, str) else value
 
 
+def _names_listed(value: object) -> object:
+    return (
+        tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+    )
+
+
 def _gms_address(text: str) -> str:
     if "://" not in text:
         if not _is_acryl_cloud(re.split(r"[:/]", text, maxsplit=1)[0]):
@@ -145,6 +151,18 @@ class Settings(BaseSettings):
     )
     secrets: Annotated[SecretStr | None, AfterValidator(_secrets)] = _setting(
         'secrets of recipes as a JSON object, {"NAME": "value", …}', "DATAHUB_EXECUTOR_SECRETS", default=None
+    )
+    warm_starts: bool = _setting("true or false", "DATAHUB_EXECUTOR_WARM_STARTS", default=True)
+    warm_sources: Annotated[tuple[str, ...], BeforeValidator(_names_listed)] = _setting(
+        "source types of bundled venvs, such as postgres,snowflake",
+        "DATAHUB_EXECUTOR_WARM_SOURCES",
+        default=(),
+    )
+    warm_memory: Annotated[int, Field(ge=1)] = _setting(
+        "a whole number of megabytes, at least 1", "DATAHUB_EXECUTOR_WARM_MEMORY", default=1024
+    )
+    warm_idle_timeout: _Seconds = _setting(
+        "a number of seconds above 0", "DATAHUB_EXECUTOR_WARM_IDLE_TIMEOUT", default=900.0
     )
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = _setting(
         "a port from 1 to 65535, or 0 for off", "DATAHUB_EXECUTOR_METRICS_PORT", default=9087
@@ -307,6 +325,8 @@ def _shown(value: object) -> str:
             return "****"
         case bool():
             return str(value).lower()
+        case tuple():
+            return ",".join(value) or "none"
         case float() if value.is_integer():
             return str(int(value))
         case _:

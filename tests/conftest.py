@@ -79,6 +79,12 @@ def cli_venv() -> Path:
 
 
 @pytest.fixture
+def warm(request: pytest.FixtureRequest) -> bool:
+    """Whether runs start warm; see BOTH_STARTS in tests/integration/service.py."""
+    return bool(getattr(request, "param", False))
+
+
+@pytest.fixture
 async def stand_in() -> AsyncIterator["DataHubStandIn"]:
     """A DataHub of the test's own, empty, that asks for the token `t`."""
     from executor.local.datahub import stand_in

@@ -1,7 +1,7 @@
 """What a run finds in its environment, and what of it nobody may read in a log. Pure."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 # Names that hold a secret by all custom; what is found under them is masked wherever it shows.
@@ -14,6 +14,14 @@ _PLAIN_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^@]*", re.IGNORECASE)  # without 
 _MIN_SECRET = 6  # characters; a shorter value of a variable is a word such as `test`, found everywhere
 # The scratch folder goes with the run; the other one would give the venv's Python our standard library.
 _NOT_INHERITED = ("TMPDIR", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV")
+_CREDENTIALS = re.compile(r"://[^/\s]*@")
+_OF_ONE_RUN = ("TMPDIR", "INGESTION_ARTIFACT_DIR")
+# What Python and the libraries below it read before a line of the CLI is run, so that nobody sees them do it; and
+# what the CLI itself is known to read when it is imported.
+_READ_AT_START = re.compile(
+    r"(?:LD_|LC_|LANG|PYTHON|MALLOC_|GLIBC_|GCONV_|OPENSSL_|OMP_|OPENBLAS_|MKL_|GOTO_|GRPC_|RUST|TOKIO_|RAYON_|ARROW_|JE_"
+    r"|ORACLE_|NLS_|ODBC|TNS_|KRB5|JAVA_|JVM_)|(?:TZ|HOME|PATH|USER|LOGNAME|TERM|VIRTUAL_ENV|DATAHUB_DEBUG)$"
+)
 _SETTINGS_OF_THE_EXECUTOR = ("EXECUTOR_TASK_MEMORY_LIMIT", "EXECUTOR_TASK_WEIGHT")
 
 
@@ -54,3 +62,38 @@ def run_environment(
         "DATAHUB_ENABLE_SECRET_MASKING": "true",
         "PYTHONUNBUFFERED": "1",  # the page shows the log as it grows
     }
+
+
+def shared_environment(env: Mapping[str, str], looked_at: Container[str]) -> dict[str, str]:
+    """What of the environment of all runs is given to what they are forked from: what counts, and no secret.
+
+    `looked_at` are variables that were seen to count.
+    """
+    everything = _loads_anything(env)
+    return {
+        name: value
+        for name, value in env.items()
+        if (everything or name in looked_at or name.startswith("DATAHUB_") or _READ_AT_START.match(name))
+        and _is_shared(name, value)
+    }
+
+
+def difference(env: Mapping[str, str], given: Mapping[str, str], looked_at: Iterable[str]) -> str | None:
+    """The first variable by which a start with `env` would not be the one that was `given` others."""
+    everything = _loads_anything(env)
+    names = {
+        name
+        for name, value in {**given, **env}.items()
+        if _READ_AT_START.match(name) or (everything and _is_shared(name, value))
+    }
+    return next((name for name in sorted(names.union(looked_at)) if env.get(name) != given.get(name)), None)
+
+
+def _is_shared(name: str, value: str) -> bool:
+    """Whether it is no run's own, and no secret."""
+    return not (name in _OF_ONE_RUN or _is_secret(name, value) or _CREDENTIALS.search(value))
+
+
+def _loads_anything(env: Mapping[str, str]) -> bool:
+    """Whether libraries come first that nobody knows: any variable may count for them."""
+    return any(name in env for name in ("LD_PRELOAD", "LD_AUDIT"))

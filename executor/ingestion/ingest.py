@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import anyio
+import structlog
 import uv
 from anyio import to_thread
 
@@ -16,7 +17,7 @@ from executor.ingestion.environment import run_environment, sensitive_values
 from executor.ingestion.guard import Guard, open_guard
 from executor.ingestion.masking import Masker, MaskRegistry
 from executor.ingestion.output import OutputBuffer, in_units
-from executor.ingestion.process import Command, Exit, ProcessStartError, run_process
+from executor.ingestion.process import Command, Exit, NotForkedError, ProcessStartError, run_process
 from executor.ingestion.recipe import Recipe, RecipeError, parse_recipe, stdin_for
 from executor.ingestion.run_folder import RunFolder, sweep
 from executor.ingestion.secrets import (
@@ -27,7 +28,8 @@ from executor.ingestion.secrets import (
     resolve,
 )
 from executor.ingestion.tool import guarded_by
-from executor.ingestion.venv import Venv, VenvCache, VenvError, venv_spec
+from executor.ingestion.venv import BUNDLED, Venv, VenvCache, VenvError, venv_spec
+from executor.ingestion.warm_pool import WarmParents
 from executor.lack import reason
 from executor.lease import Lease
 from executor.requests import ExecutionRequest, TaskName
@@ -35,7 +37,10 @@ from executor.settings import Settings, secrets_of
 
 OWN_SECRETS = "DATAHUB_EXECUTOR_SECRETS"  # a variable that no run is given, nor can ask for as a whole
 LARGE = 64 * 1024  # characters of a recipe, bytes of a report; work on more would keep other runs waiting
+MEGABYTE = 1_000_000  # bytes
 LAST_OUTPUT = 16 * 1024  # bytes of the log in which the reason of an end is looked for
+
+log = structlog.get_logger()
 
 Result = TypeVar("Result")
 
@@ -85,6 +90,8 @@ class Ingestion:
         guard: Guard,
         maskers: MaskRegistry,
     ) -> None:
+        """Whoever opens it gives it its `parents`; without, all runs start cold."""
+        self.parents: WarmParents | None = None
         self._settings = settings
         self._env = env
         self._own: list[SecretStore] = [
@@ -173,8 +180,8 @@ class Ingestion:
         clean_up: Callable[[], Awaitable[None]] = partial(_clear, folder, self._settings.work_dir)
         try:
             command = await self._command(prepared, folder)
-            exited = await run_process(
-                command, output.feed, guard=self._guard, lease=lease, grace=grace, at_exit=at_exit
+            exited = await self._run(
+                prepared, command, partial(run_process, lease=lease, grace=grace, at_exit=at_exit), output
             )
             output.finish()
             with anyio.CancelScope(shield=True):  # it has ended by itself: that is what counts from here on
@@ -191,6 +198,52 @@ class Ingestion:
             if isinstance(error, ProcessStartError):
                 raise IngestError(f"the run's process {error}") from error
             raise
+
+    async def _run(
+        self, prepared: Prepared, command: Command, run: Callable[..., Awaitable[Exit]], output: OutputBuffer
+    ) -> Exit:
+        """Warm where that makes no difference but time, else cold."""
+        run = partial(run, command, output.feed, guard=self._guard)
+        if self.parents is not None:
+            parent = await self.parents.find(prepared.venv, prepared.recipe.source_type, command.env)
+            if parent is not None:
+                try:
+                    return await run(start=parent.start)
+                except NotForkedError as error:
+                    self.parents.not_forked(parent, str(error))
+        return await run()
+
+    async def start_ahead(self, plugins: Sequence[str]) -> None:
+        """Have the warm parents of bundled venvs before the first run asks for them."""
+        for plugin in plugins:
+            try:
+                spec = venv_spec(
+                    version=BUNDLED,
+                    plugin=plugin,
+                    extra_plugins=(),
+                    extra_requirements=(),
+                    dependency_resolution_enabled=False,
+                )
+                venv = await self._venvs.get(spec, _unheard)
+            except VenvError as error:
+                log.warning("not_started_ahead", source_type=plugin, reason=str(error))
+                continue
+            if self.parents is not None:
+                await self.parents.find(venv, plugin, self.environment(venv))
+
+    def environment(self, venv: Venv) -> dict[str, str]:
+        """What the environments of all runs from a venv have in common, and a folder or two that they have not."""
+        nowhere = Path()
+        return run_environment(
+            self._env,
+            {},
+            venv=venv.path,
+            gms_address=self._settings.gms_address,
+            gms_token=None,
+            artifacts=nowhere,
+            scratch=nowhere,
+            debug=False,
+        )
 
     async def _command(self, prepared: Prepared, folder: RunFolder) -> Command:
         request, settings = prepared.request, self._settings
@@ -242,7 +295,18 @@ async def open_ingestion(
             run=guarded_by(guard),
         ) as venvs,
     ):
-        yield Ingestion(settings, env, [datahub_secrets], venvs, guard, maskers)
+        ingestion = Ingestion(settings, env, [datahub_secrets], venvs, guard, maskers)
+        if not settings.warm_starts:
+            yield ingestion
+            return
+        parents = WarmParents(
+            ingestion.environment, guard, settings.warm_memory * MEGABYTE, settings.warm_idle_timeout
+        )
+        async with parents.open(), anyio.create_task_group() as ahead:
+            ingestion.parents = parents
+            ahead.start_soon(ingestion.start_ahead, settings.warm_sources)
+            yield ingestion
+            ahead.cancel_scope.cancel()
 
 
 async def _apart(size: int, work: Callable[[], Result]) -> Result:
@@ -271,6 +335,11 @@ async def _clear(folder: RunFolder, work_dir: Path) -> None:
     with anyio.CancelScope(shield=True):
         if not folder.clear_if_clean():
             await to_thread.run_sync(folder.clear, work_dir)
+
+
+def _unheard(chunk: bytes) -> None:
+    """Where nobody waits for what is printed."""
+    del chunk
 
 
 async def _nothing() -> None:

@@ -59,6 +59,11 @@ def members_of(sessions: Container[int | None], marks: Container[int | None]) ->
             yield member
 
 
+def look_at(pid: int) -> Member | None:
+    """What that process is; None if there is none."""
+    return _look_at(pid, _mark_of(pid))
+
+
 def _look_at(pid: int, mark: int | None) -> Member | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - as above

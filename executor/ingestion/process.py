@@ -5,7 +5,7 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -27,13 +27,17 @@ KILL_ROUNDS = 100  # looks after SIGKILL before giving up on a process in uninte
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What to start. `argv` holds no secret: all may read it. `memory_limit` is address space, in bytes."""
+    """What to start. `argv` holds no secret: all may read it. `memory_limit` is address space, in bytes.
+
+    `inherited` are descriptors that it has besides its standard streams.
+    """
 
     argv: Sequence[str]
     env: Mapping[str, str]
     cwd: Path
     stdin: bytes = b""
     memory_limit: int | None = None
+    inherited: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,10 @@ class ProcessStartError(Exception):
         self.reason = reason
 
 
+class NotForkedError(Exception):
+    """A warm parent could not give the run a process; nothing of the run has begun."""
+
+
 class ProcessTree:
     """A process that leads a session and group of its own, and whatever it starts.
 
@@ -62,14 +70,23 @@ class ProcessTree:
     its group can't hit a stranger.
     """
 
-    def __init__(self, process: "subprocess.Popen[bytes]", mark: int, oom_kills_before: int) -> None:
-        self.pid = process.pid
+    def __init__(
+        self,
+        pid: int,
+        mark: int,
+        oom_kills_before: int,
+        pipes: Pipes,
+        process: "subprocess.Popen[bytes] | None" = None,
+    ) -> None:
+        """`pid` is a child of this process: started by it as `process`, or adopted."""
+        self.pid = pid
+        self.preface = b""  # what it is given before the run's own input
         self.gone = False  # whether all of it is known to have ended
+        self.pipes = pipes
         self._process = process
         self._mark = mark
         self._oom_kills_before = oom_kills_before
-        self._pidfd = os.pidfd_open(self.pid)
-        self.pipes = Pipes(process.stdin, process.stdout)
+        self._pidfd = os.pidfd_open(pid)
 
     @classmethod
     def start(cls, command: Command, mark: int) -> Self:
@@ -89,6 +106,7 @@ class ProcessTree:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
+                    pass_fds=command.inherited,
                     bufsize=0,
                 )
         except OSError as error:
@@ -96,15 +114,12 @@ class ProcessTree:
         except ValueError as error:  # a NUL or a lone surrogate; an environment variable's name with a "="
             reason = "an argument or environment variable holds a character that the system does not allow"
             raise ProcessStartError(command.argv[0], reason) from error
-        # The run reads its recipe from standard input first, so that limits set here come before its work.
-        _limit(process.pid, resource.RLIMIT_CORE, 0)  # a core file would put secrets on the disk
-        if command.memory_limit is not None:
-            _limit(process.pid, resource.RLIMIT_AS, command.memory_limit)
+        limit(process.pid, command)
         try:
-            return cls(process, mark, before)
+            return cls(process.pid, mark, before, Pipes(process.stdin, process.stdout), process)
         except OSError as error:
             with process:  # closes its pipes and collects it
-                _kill(os.killpg, process.pid, signal.SIGKILL)
+                send(os.killpg, process.pid, signal.SIGKILL)
             raise ProcessStartError(command.argv[0], _reason(error, command)) from error
 
     async def exited(self) -> None:
@@ -159,13 +174,15 @@ class ProcessTree:
             orphans = []  # there is no descriptor to look with; the leader is known, and what it holds goes
         for pid in orphans:
             if pid != self.pid:
-                _collect(pid)
+                collect(pid)
         _, status, usage = os.wait4(self.pid, 0)
-        self._process.returncode = os.waitstatus_to_exitcode(status)
+        returncode = os.waitstatus_to_exitcode(status)
+        if self._process is not None:
+            self._process.returncode = returncode
         self.pipes.close()
         os.close(self._pidfd)
         return Exit(
-            returncode=self._process.returncode,
+            returncode=returncode,
             cpu_seconds=usage.ru_utime + usage.ru_stime,
             peak_memory=usage.ru_maxrss * 1024,
             oom_killed=oom_kills() > self._oom_kills_before,
@@ -174,10 +191,20 @@ class ProcessTree:
 
     def _send(self, number: signal.Signals, members: Sequence[Member]) -> None:
         """Signal the group, and every member that is outside it: each gets it once."""
-        _kill(os.killpg, self.pid, number)
+        send(os.killpg, self.pid, number)
         for member in members:
             if member.group != self.pid:
-                _kill(os.kill, member.pid, number)
+                send(os.kill, member.pid, number)
+
+
+Start = Callable[[Command, int], Awaitable[ProcessTree]]
+"""Starts a command as a tree that bears a mark. It leaves nothing behind where it raises ProcessStartError or
+NotForkedError."""
+
+
+async def start_cold(command: Command, mark: int) -> ProcessTree:
+    """Start a program from the disk, as `ProcessTree.start`."""
+    return ProcessTree.start(command, mark)
 
 
 async def run_process(
@@ -188,6 +215,7 @@ async def run_process(
     lease: Lease | None = None,
     grace: Callable[[], float] = lambda: TERMINATION_GRACE,
     at_exit: Callable[[], None] = lambda: None,
+    start: Start = start_cold,
 ) -> Exit:
     """Run a command to its end, handing on its output as it comes.
 
@@ -199,14 +227,19 @@ async def run_process(
     Raises:
         ProcessStartError: it could not be started.
         LeaseEndedError: it did not begin, or was killed, because its lease was over.
+        NotForkedError: `start` is a warm parent's, and it has to be started otherwise.
     """
     try:
         async with guard.watch(lease or Lease(math.inf)) as watch:
             if not watch.may_begin():
                 raise LeaseEndedError("the lease was over before the run began")
-            tree = ProcessTree.start(command, watch.mark)
+            try:
+                tree = await start(command, watch.mark)
+            except NotForkedError:
+                watch.forget(gone=False)
+                raise
             watch.started(tree.pid)
-            return await _attend(tree, watch, command.stdin, output, grace, at_exit)
+            return await _attend(tree, watch, tree.preface + command.stdin, output, grace, at_exit)
     except GuardError as error:
         raise ProcessStartError(command.argv[0], str(error)) from error
 
@@ -261,6 +294,13 @@ def _reason(error: OSError, command: Command) -> str:
     return reason(error)
 
 
+def limit(pid: int, command: Command) -> None:
+    """Limit a run that waits for its standard input: limits that are set here come before its work."""
+    _limit(pid, resource.RLIMIT_CORE, 0)  # a core file would put secrets on the disk
+    if command.memory_limit is not None:
+        _limit(pid, resource.RLIMIT_AS, command.memory_limit)
+
+
 def _limit(pid: int, kind: int, value: int) -> None:
     try:
         resource.prlimit(pid, kind, (value, value))
@@ -268,14 +308,16 @@ def _limit(pid: int, kind: int, value: int) -> None:
         return  # it has ended already, or a lower hard limit is in force
 
 
-def _kill(how: Callable[[int, int], None], target: int, number: signal.Signals) -> None:
+def send(how: Callable[[int, int], None], target: int, number: signal.Signals) -> None:
+    """Signal a process or a group that may be gone."""
     try:
         how(target, number)
     except (ProcessLookupError, PermissionError):
         return  # gone meanwhile; or it changed its user, which only its own end can answer
 
 
-def _collect(pid: int) -> None:
+def collect(pid: int) -> None:
+    """Collect the end of a child, if there is one to collect."""
     try:
         os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:

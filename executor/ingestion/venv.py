@@ -32,7 +32,7 @@ from executor.ingestion.venv_spec import (
 from executor.ingestion.venv_store import Venv, VenvStore
 from executor.lack import reason
 
-__all__ = ["Venv", "VenvCache", "VenvError", "VenvSpec", "venv_spec"]
+__all__ = ["BUNDLED", "Venv", "VenvCache", "VenvError", "VenvSpec", "venv_spec"]
 
 _HISTORY = 2000  # lines of a build that one who joins late is shown
 _LATEST_LASTS = 3600.0  # seconds

@@ -107,6 +107,13 @@ class Metrics:
         words = "1 while ECS's scale-in protection is held, else 0; on ECS only"
         self._gauge("datahub_executor_task_protected", words).set_function(held)
 
+    def follow_warm_parents(self, count: Callable[[], float], memory: Callable[[], float]) -> None:
+        """Export how many processes wait to fork runs, and the bytes (PSS) that they take."""
+        self._gauge("datahub_executor_warm_parents", "Processes that wait to fork runs").set_function(count)
+        self._gauge(
+            "datahub_executor_warm_memory_bytes", "What they take (PSS), before runs share any of it"
+        ).set_function(memory)
+
     def datahub_call(self, operation: str, failure: str | None) -> None:
         """Count a call to DataHub; `failure` is its kind, None where it was answered."""
         self._datahub_calls.labels(operation).inc()

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 async def site(
-    localstack: LocalStack, stand_in: "DataHubStandIn", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    localstack: LocalStack,
+    stand_in: "DataHubStandIn",
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    warm: bool,
 ) -> AsyncIterator["Site"]:
     """A queue, the DataHub stand-in, and what it takes to run services between them, in this process."""
     from tests.integration.service import open_site
@@ -26,8 +30,9 @@ async def site(
         if name != "AWS_ENDPOINT_URL":  # the queue's own URL says where to go
             monkeypatch.setenv(name, value)
     handlers, level = list(logging.root.handlers), logging.root.level
-    async with open_site(localstack, stand_in, tmp_path) as opened:
+    async with open_site(localstack, stand_in, tmp_path, warm=warm) as opened:
         yield opened
+        assert opened.clis.may_start_cold or not opened.events("runs_start_cold"), opened.tail()
     structlog.reset_defaults()
     logging.root.handlers[:] = handlers
     logging.root.setLevel(level)

@@ -13,6 +13,7 @@ from typing import Any
 
 import anyio
 import httpx
+import pytest
 
 from executor.ingestion.environment import sensitive_values
 from executor.ingestion.masking import Masker, MaskRegistry
@@ -30,6 +31,10 @@ ENDS = ("SUCCESS", "FAILURE", "CANCELLED")
 RESULT = "dataHubExecutionRequestResult"
 SIGNAL = "dataHubExecutionRequestSignal"
 INPUT = "dataHubExecutionRequestInput"
+
+# What holds for runs that start cold must hold for those that start warm.
+BOTH_STARTS = pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"], indirect=True)
+WARM_START = pytest.mark.parametrize("warm", [True], ids=["warm"], indirect=True)
 
 # What every fake CLI begins with. It speaks with the test through files in one folder.
 _PRELUDE = """#!{python} -SEu
@@ -65,10 +70,26 @@ note("ended", [exec_id, time.time()])
 QUICK = 'note("started", [exec_id, time.time()])\nprint("it works")\n'
 
 
-class FakeClis:
-    """Bundled venvs that hold scripts in place of the CLI, and the folder through which they talk to the test."""
+# What a warm parent imports of a CLI, beside the script.
+IMPORTED = """
+import sys, types
+__path__ = []
+for name in ("entrypoints", "ingestion", "ingestion.source", "ingestion.source.source_registry"):
+    sys.modules["datahub." + name] = types.ModuleType("datahub." + name)
+registry = sys.modules["datahub.ingestion.source.source_registry"]
+registry.source_registry = {}
+"""
 
-    def __init__(self, folder: Path) -> None:
+
+class FakeClis:
+    """Bundled venvs that hold scripts in place of the CLI, and the folder through which they talk to the test.
+
+    Those of `warm` ones can be imported before they are run.
+    """
+
+    def __init__(self, folder: Path, *, warm: bool = False) -> None:
+        self.warm = warm
+        self.may_start_cold = not warm
         self.venvs = folder / "bundled"
         self.notes_folder = folder / "notes"
         self.notes_folder.mkdir(parents=True)
@@ -84,6 +105,9 @@ class FakeClis:
         prelude = _PRELUDE.format(python=sys.executable, notes=str(self.notes_folder))
         command.write_text(script if raw else prelude + script)
         command.chmod(0o755)
+        self.may_start_cold |= raw
+        if self.warm:
+            (venv / "bin" / "datahub.py").write_text(IMPORTED)
 
     def notes(self, name: str) -> list[Any]:
         """What the scripts noted under a name so far."""
@@ -375,12 +399,17 @@ class Site:
 
 
 @asynccontextmanager
-async def open_site(localstack: LocalStack, datahub: DataHubStandIn, folder: Path) -> AsyncIterator[Site]:
-    """A site of a test's own. The environment must let botocore find LocalStack's keys and region."""
+async def open_site(
+    localstack: LocalStack, datahub: DataHubStandIn, folder: Path, *, warm: bool = False
+) -> AsyncIterator[Site]:
+    """A site of a test's own, whose runs start warm or cold.
+
+    The environment must let botocore find LocalStack's keys and region.
+    """
     queue = await localstack.make_queue(visibility=60, redrive=20)
     work_dir = folder / "work"
     work_dir.mkdir(parents=True)
-    clis = FakeClis(folder)
+    clis = FakeClis(folder, warm=warm)
     env = {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": str(folder),
@@ -393,6 +422,7 @@ async def open_site(localstack: LocalStack, datahub: DataHubStandIn, folder: Pat
         "DATAHUB_EXECUTOR_FILE_SECRET_BASEDIR": str(folder / "secrets"),
         "DATAHUB_EXECUTOR_INGESTION_SIGNAL_POLL_INTERVAL": "0.2",
         "DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT": "60",
+        "DATAHUB_EXECUTOR_WARM_STARTS": str(warm),
     }
     async with localstack.client() as sqs:
         site = Site(localstack, datahub, queue, sqs, clis, env, work_dir)

@@ -12,7 +12,7 @@ from anyio.abc import SocketAttribute, SocketStream
 
 from executor.local.faults import Fault
 from tests.integration.refusing_queue import refusing_queue
-from tests.integration.service import PATIENT, QUICK, Site
+from tests.integration.service import BOTH_STARTS, PATIENT, QUICK, Site
 
 SHORT_LEASE = {"DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT": "10"}
 KILL = {"exec_id": "r1", "executor_id": "remote", "signal": "KILL"}
@@ -60,6 +60,7 @@ async def test_a_signal_after_the_end_changes_nothing(site: Site) -> None:
     assert site.statuses("r1") == ["RUNNING", "SUCCESS"]
 
 
+@BOTH_STARTS
 async def test_a_signal_sent_twice_cancels_once(site: Site) -> None:
     site.fake_cli("fake", PATIENT)
     async with site.service():

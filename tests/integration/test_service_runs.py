@@ -2,15 +2,19 @@
 
 import itertools
 import json
+import os
+import signal
 
 import pytest
 
-from tests.integration.service import PATIENT, QUICK, Site
+from tests.integration.service import BOTH_STARTS, PATIENT, QUICK, WARM_START, Site
+from tests.integration.trees import children
 
 ENDED = 'note("ended", [exec_id, time.time()])\n'
 LIMIT = {"EXECUTOR_TASK_MEMORY_LIMIT": "300000"}  # kilobytes
 
 
+@BOTH_STARTS
 @pytest.mark.parametrize(
     ("script", "status", "words"),
     [
@@ -35,6 +39,7 @@ async def test_how_the_process_ended_is_put_in_words(
     assert words in ended.value["report"].splitlines()[0]
 
 
+@BOTH_STARTS
 async def test_a_program_that_can_not_be_started_is_said_with_its_reason(site: Site) -> None:
     site.fake_cli("fake", "#!/no/such/interpreter\n", raw=True)
     async with site.service():
@@ -45,6 +50,7 @@ async def test_a_program_that_can_not_be_started_is_said_with_its_reason(site: S
     assert "interpreter" in ended.value["report"].splitlines()[0]
 
 
+@BOTH_STARTS
 async def test_a_missing_bundled_venv_and_a_bad_recipe_name_the_way_out(site: Site) -> None:
     site.fake_cli("fake", QUICK)
     async with site.service():
@@ -56,6 +62,7 @@ async def test_a_missing_bundled_venv_and_a_bad_recipe_name_the_way_out(site: Si
     assert "not valid YAML" in no_recipe.value["report"].splitlines()[0]
 
 
+@BOTH_STARTS
 async def test_the_report_is_laid_out_as_the_contract_has_it(site: Site) -> None:
     site.fake_cli(
         "fake", 'print("reading tables")\nreport({"source": {"type": "fake", "report": {"events": 3}}})\n'
@@ -83,6 +90,7 @@ async def test_the_report_is_laid_out_as_the_contract_has_it(site: Site) -> None
     assert ended.value["durationMs"] >= 0
 
 
+@BOTH_STARTS
 async def test_a_report_file_that_is_no_json_does_not_spoil_the_run(site: Site) -> None:
     site.fake_cli("fake", 'open(report_file, "w").write("{ broken")\n')
     async with site.service():
@@ -92,7 +100,9 @@ async def test_a_report_file_that_is_no_json_does_not_spoil_the_run(site: Site) 
     assert "structuredReport" not in ended.value
 
 
+@BOTH_STARTS
 async def test_what_a_run_is_given_is_what_its_request_asked_for(site: Site) -> None:
+    site.clis.may_start_cold = True  # the one that is debugged
     site.fake_cli(
         "fake",
         'note("run", [sys.argv[1:], dict(os.environ), recipe, os.getcwd()])\n'
@@ -125,6 +135,7 @@ async def test_what_a_run_is_given_is_what_its_request_asked_for(site: Site) -> 
     assert "COLOUR" not in env
 
 
+@BOTH_STARTS
 async def test_the_run_folder_goes_and_artifacts_stay_if_there_are_any(site: Site) -> None:
     keep = 'open(os.path.join(os.environ["INGESTION_ARTIFACT_DIR"], "kept"), "w").close()\n'
     site.fake_cli("fake", 'open("scratch", "w").close()\nif recipe["source"]["config"]: ' + keep)
@@ -141,6 +152,7 @@ async def test_the_run_folder_goes_and_artifacts_stay_if_there_are_any(site: Sit
     ]
 
 
+@BOTH_STARTS
 async def test_long_lines_and_invalid_utf8_are_survived(site: Site) -> None:
     site.fake_cli(
         "fake",
@@ -157,6 +169,7 @@ async def test_long_lines_and_invalid_utf8_are_survived(site: Site) -> None:
     assert len(log) < 20_000
 
 
+@BOTH_STARTS
 async def test_of_a_large_log_the_newest_lines_are_kept_and_the_cut_is_said(site: Site) -> None:
     site.fake_cli("fake", 'sys.stdout.write("".join(f"line {n:08}\\n" for n in range(400_000)))\n')
     async with site.service():
@@ -168,6 +181,7 @@ async def test_of_a_large_log_the_newest_lines_are_kept_and_the_cut_is_said(site
     assert log.endswith("line 00399999\n")
 
 
+@BOTH_STARTS
 async def test_a_grandchild_that_holds_the_pipe_does_not_hold_the_run(site: Site) -> None:
     script = """
 child = subprocess.Popen(["sleep", "600"], start_new_session=True)
@@ -184,6 +198,7 @@ print("gone", flush=True)
     assert ended.value["report"].endswith("gone\n")
 
 
+@BOTH_STARTS
 async def test_a_run_over_its_time_is_ended_with_its_tree(site: Site) -> None:
     script = """
 note("pid", os.getpid())
@@ -202,6 +217,7 @@ time.sleep(600)
     assert "DATAHUB_EXECUTOR_TASK_TIMEOUT" in first
 
 
+@WARM_START
 async def test_a_cancelled_tree_that_ignores_sigterm_is_killed_and_keeps_its_last_words(site: Site) -> None:
     script = """
 def stubborn(*_):
@@ -228,6 +244,7 @@ while True:
     assert "not yet" in ended.value["report"]
 
 
+@BOTH_STARTS
 async def test_a_run_that_died_of_its_memory_limit_says_so(site: Site) -> None:
     site.fake_cli("fake", "bytearray(600_000_000)\n")
     async with site.service():
@@ -242,6 +259,7 @@ async def test_a_run_that_died_of_its_memory_limit_says_so(site: Site) -> None:
     assert without.status == "SUCCESS"
 
 
+@BOTH_STARTS
 @pytest.mark.parametrize("variable", ["EXECUTOR_TASK_MEMORY_LIMIT", "EXECUTOR_TASK_WEIGHT"])
 async def test_a_senseless_limit_fails_the_request_and_is_named(site: Site, variable: str) -> None:
     site.fake_cli("fake", QUICK)
@@ -253,6 +271,7 @@ async def test_a_senseless_limit_fails_the_request_and_is_named(site: Site, vari
     assert site.clis.notes("started") == []
 
 
+@BOTH_STARTS
 async def test_weights_bound_what_runs_at_a_time_and_a_heavy_run_is_not_starved(site: Site) -> None:
     site.fake_cli("fake", 'note("started", [exec_id, time.time()])\ntime.sleep(0.15)\n' + ENDED)
     async with site.service(DATAHUB_EXECUTOR_INGESTION_MAX_WORKERS="4"):
@@ -275,6 +294,7 @@ async def test_weights_bound_what_runs_at_a_time_and_a_heavy_run_is_not_starved(
     assert sum(started[other] > started["heavy"] for other in started) >= 3, "those sent after it waited"
 
 
+@BOTH_STARTS
 async def test_no_more_is_received_than_can_start(site: Site) -> None:
     site.fake_cli("fake", PATIENT)
     async with site.service(DATAHUB_EXECUTOR_INGESTION_MAX_WORKERS="2"):
@@ -285,3 +305,25 @@ async def test_no_more_is_received_than_can_start(site: Site) -> None:
         site.clis.let("go")
         for number in range(5):
             await site.settled(f"r{number}")
+
+
+@WARM_START
+async def test_a_run_whose_warm_parent_hangs_or_died_is_started_from_the_disk(site: Site) -> None:
+    site.clis.may_start_cold = True
+    site.fake_cli("fake", 'note("run", [exec_id, os.getppid(), sys.argv[0]])')
+    async with site.service():
+        await site.submit("warm")
+        await site.settled("warm")
+        [parent] = children("warm_parent.py")
+        os.kill(parent, signal.SIGSTOP)
+        await site.submit("cold")
+        await site.settled("cold")
+        await site.submit("warm-again")
+        await site.settled("warm-again")
+        [another] = children("warm_parent.py")
+        assert another != parent
+    assert children("warm_parent.py") == []
+    assert [event["reason"] for event in site.events("runs_start_cold")] == ["its parent did not answer"]
+    notes = site.clis.notes("run")
+    assert [note[0] for note in notes] == ["warm", "cold", "warm-again"]
+    assert {tuple(note[1:]) for note in notes} == {(os.getpid(), notes[0][2])}, "they can't tell"

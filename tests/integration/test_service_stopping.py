@@ -6,7 +6,7 @@ import signal
 import anyio
 
 from executor.local.faults import Fault
-from tests.integration.service import PATIENT, QUICK, Site
+from tests.integration.service import BOTH_STARTS, PATIENT, QUICK, Site
 
 # A receive under way is seen to its end: a quarter of the visibility time-out.
 SHORT_POLLS = {"DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT": "10"}
@@ -16,6 +16,7 @@ def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+@BOTH_STARTS
 async def test_a_stopping_service_lets_its_runs_end(site: Site) -> None:
     site.fake_cli("fake", PATIENT)
     async with site.service(**SHORT_POLLS) as service:
@@ -43,6 +44,7 @@ async def test_a_stopping_service_starts_nothing_more(site: Site) -> None:
     assert await site.counts() == (1, 0)
 
 
+@BOTH_STARTS
 async def test_after_the_drain_time_out_another_service_starts_the_run_again_at_once(site: Site) -> None:
     site.fake_cli("fake", PATIENT)
     async with site.service(**SHORT_POLLS, DATAHUB_EXECUTOR_DRAIN_TIMEOUT="0.2") as service:
@@ -63,6 +65,7 @@ async def test_after_the_drain_time_out_another_service_starts_the_run_again_at_
     assert len(site.clis.notes("ended")) == 1, "the first one was ended before"
 
 
+@BOTH_STARTS
 async def test_a_second_signal_hurries(site: Site) -> None:
     site.fake_cli("fake", PATIENT)
     async with site.service(**SHORT_POLLS, DATAHUB_EXECUTOR_DRAIN_TIMEOUT="600") as service:
@@ -93,6 +96,7 @@ async def test_requests_that_wait_for_a_slot_are_given_back_untouched(site: Site
     assert await site.counts() == (1, 0)
 
 
+@BOTH_STARTS
 async def test_a_run_can_still_be_cancelled_while_the_service_drains(site: Site) -> None:
     site.fake_cli("fake", PATIENT)
     async with site.service(**SHORT_POLLS) as service:
@@ -133,6 +137,7 @@ async def test_without_datahub_the_service_stops_all_the_same(site: Site) -> Non
         assert "Attempt:   2" in (await site.settled("r1")).value["report"]
 
 
+@BOTH_STARTS
 async def test_a_second_signal_hurries_a_run_that_ignores_sigterm(site: Site) -> None:
     ignoring = "signal.signal(signal.SIGTERM, lambda *_: note('asked', 1))\n" + PATIENT
     site.fake_cli("fake", ignoring)

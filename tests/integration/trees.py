@@ -112,11 +112,16 @@ def zombies() -> list[str]:
 
 def guards(executor: int) -> list[int]:
     """The guards that are children of this process and have become what they are to be."""
+    return children("guardian", executor)
+
+
+def children(word: str, parent: int | None = None) -> list[int]:
+    """The children of a process, this one if none is named, that have a word in their command line."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == executor and b"guardian" in (folder / "cmdline").read_bytes():
+            its_parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if its_parent == (parent or os.getpid()) and word.encode() in (folder / "cmdline").read_bytes():
                 found.append(int(folder.name))
         except OSError:
             continue  # it ended meanwhile

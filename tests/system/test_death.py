@@ -8,7 +8,7 @@ import pytest
 
 from executor.local.datahub import DataHubStandIn
 from executor.local.store import Record
-from tests.integration.service import PATIENT, FakeClis, Site
+from tests.integration.service import BOTH_STARTS, PATIENT, FakeClis, Site
 from tests.servers import LocalStack
 from tests.servers.executor import ExecutorProcess, eventually, executor_process
 from tests.system.test_run import ended, messages_left, send
@@ -45,13 +45,14 @@ async def queue(localstack: LocalStack) -> str:
 
 
 @pytest.fixture
-def clis(tmp_path: Path) -> FakeClis:
-    return FakeClis(tmp_path)
+def clis(tmp_path: Path, warm: bool) -> FakeClis:
+    return FakeClis(tmp_path, warm=warm)
 
 
 @pytest.fixture
 def env(localstack: LocalStack, stand_in: DataHubStandIn, queue: str, clis: FakeClis) -> dict[str, str]:
     return {
+        "DATAHUB_EXECUTOR_WARM_STARTS": str(clis.warm),
         **localstack.env,
         "DATAHUB_GMS_URL": stand_in.url,
         "DATAHUB_GMS_TOKEN": "t",
@@ -75,6 +76,7 @@ async def gone(*pids: int, within: float = GONE_WITHIN) -> None:
     await eventually(lambda: not left() or None, lambda: f"{left()} go on", within)
 
 
+@BOTH_STARTS
 async def test_all_that_a_killed_executor_started_is_gone_and_another_one_takes_over(
     localstack: LocalStack,
     stand_in: DataHubStandIn,

@@ -57,6 +57,10 @@ def test_two_settings_are_enough_and_the_others_have_the_contracts_defaults() ->
     assert settings.dependency_resolution_enabled is True
     assert settings.file_secret_basedir == Path("/mnt/secrets")
     assert settings.file_secret_maxlen == 1024 * 1024
+    assert settings.warm_starts is True
+    assert settings.warm_sources == ()
+    assert settings.warm_memory == 1024
+    assert settings.warm_idle_timeout == 900
     assert settings.metrics_port == 9087
 
 
@@ -76,6 +80,10 @@ def test_every_setting_is_read_from_its_own_variable() -> None:
         INGESTION_DEPENDENCY_RESOLUTION_ENABLED="False",
         DATAHUB_EXECUTOR_FILE_SECRET_BASEDIR="/secrets",
         DATAHUB_EXECUTOR_FILE_SECRET_MAXLEN="100",
+        DATAHUB_EXECUTOR_WARM_STARTS="false",
+        DATAHUB_EXECUTOR_WARM_SOURCES="postgres, snowflake,",
+        DATAHUB_EXECUTOR_WARM_MEMORY="2048",
+        DATAHUB_EXECUTOR_WARM_IDLE_TIMEOUT="60",
         DATAHUB_EXECUTOR_METRICS_PORT="0",
     )
 
@@ -94,6 +102,10 @@ def test_every_setting_is_read_from_its_own_variable() -> None:
     assert settings.dependency_resolution_enabled is False
     assert settings.file_secret_basedir == Path("/secrets")
     assert settings.file_secret_maxlen == 100
+    assert settings.warm_starts is False
+    assert settings.warm_sources == ("postgres", "snowflake")
+    assert settings.warm_memory == 2048
+    assert settings.warm_idle_timeout == 60
     assert settings.metrics_port == 0
 
 
@@ -150,6 +162,10 @@ def test_an_empty_variable_counts_as_not_set() -> None:
 
     assert settings.pool_id == "older"
     assert settings.gms_token is None
+    assert settings.warm_starts is True
+    assert settings.warm_sources == ()
+    assert settings.warm_memory == 1024
+    assert settings.warm_idle_timeout == 900
     assert settings.metrics_port == 9087
 
 
@@ -344,6 +360,7 @@ def test_all_faults_are_said_at_once_a_line_each() -> None:
         "DATAHUB_EXECUTOR_DRAIN_TIMEOUT": "-1",
         "INGESTION_DEPENDENCY_RESOLUTION_ENABLED": "perhaps",
         "DATAHUB_EXECUTOR_FILE_SECRET_MAXLEN": TOKEN,
+        "DATAHUB_EXECUTOR_WARM_MEMORY": "0",
         "DATAHUB_EXECUTOR_METRICS_PORT": "65536",
     }
 
@@ -361,6 +378,7 @@ def test_all_faults_are_said_at_once_a_line_each() -> None:
         "DATAHUB_EXECUTOR_DRAIN_TIMEOUT must be a number of seconds, 0 or more, is '-1'",
         "INGESTION_DEPENDENCY_RESOLUTION_ENABLED must be true or false, is 'perhaps'",
         "DATAHUB_EXECUTOR_FILE_SECRET_MAXLEN must be a whole number of bytes, at least 1",
+        "DATAHUB_EXECUTOR_WARM_MEMORY must be a whole number of megabytes, at least 1, is '0'",
         "DATAHUB_EXECUTOR_METRICS_PORT must be a port from 1 to 65535, or 0 for off, is '65536'",
         "AWS_REGION is not set: it must be an AWS region, as AWS_COMMAND_QUEUE_ARN names none",
     ]
@@ -391,7 +409,12 @@ def test_a_misspelt_variable_is_found_with_the_name_that_was_meant() -> None:
 
 @pytest.mark.parametrize("stream", [io.StringIO, Terminal])
 def test_the_command_shows_each_setting_its_value_and_where_it_came_from(stream: type[io.StringIO]) -> None:
-    env = MINIMAL | {"DATAHUB_ACCESS_TOKEN": TOKEN, "AWS_REGION": "us-east-1", "EXECUTOR_ID": "[red]"}
+    env = MINIMAL | {
+        "DATAHUB_ACCESS_TOKEN": TOKEN,
+        "AWS_REGION": "us-east-1",
+        "EXECUTOR_ID": "[red]",
+        "DATAHUB_EXECUTOR_WARM_SOURCES": "postgres,mysql",
+    }
     out, err = stream(), io.StringIO()
 
     assert run(env, out=out, err=err) == 0
@@ -402,6 +425,7 @@ def test_the_command_shows_each_setting_its_value_and_where_it_came_from(stream:
     assert ["AWS_REGION", "eu-west-1", "DATAHUB_EXECUTOR_QUEUE"] in lines
     assert ["DATAHUB_EXECUTOR_POOL_ID", "[red]", "EXECUTOR_ID"] in lines
     assert ["DATAHUB_EXECUTOR_TASK_TIMEOUT", "86400", "default"] in lines
+    assert ["DATAHUB_EXECUTOR_WARM_SOURCES", "postgres,mysql", "DATAHUB_EXECUTOR_WARM_SOURCES"] in lines
     assert TOKEN not in text
     assert err.getvalue() == ""
 
