@@ -11,7 +11,7 @@ locals {
   queue_arn   = local.makes_queue ? aws_sqs_queue.requests[0].arn : var.aws_command_queue_arn
   queue_name  = local.makes_queue ? aws_sqs_queue.requests[0].name : split(":", var.aws_command_queue_arn)[5]
   # The metrics of a queue are where it is: one elsewhere can't be scaled on.
-  queue_is_local   = local.makes_queue || startswith("${var.aws_command_queue_arn}:", "arn:${local.partition}:sqs:${local.region}:${local.account}:")
+  queue_is_local   = local.makes_queue ? true : startswith("${var.aws_command_queue_arn}:", "arn:${local.partition}:sqs:${local.region}:${local.account}:")
   queue_region     = local.makes_queue ? local.region : split(":", var.aws_command_queue_arn)[3]
   starts_from_zero = var.min_tasks == 0 && local.queue_is_local
 

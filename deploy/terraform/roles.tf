@@ -12,19 +12,15 @@ locals {
     }]
   })
 
-  queue_keys = compact([local.makes_queue ? var.kms_key_arn : "", var.queue_kms_key_arn])
-  # The secret alone, without the key of its object.
-  optional_secret_arns = [for arn in values(var.optional_secrets) : join(":", slice(split(":", arn), 0, 7))]
-  secret_arns = distinct(concat(
-    local.has_token ? [local.token_secret_arn] : [],
-    var.optional_secrets_arn == "" ? [] : [var.optional_secrets_arn],
-    local.optional_secret_arns,
-  ))
-  has_secrets = local.has_token || var.optional_secrets_arn != "" || length(var.optional_secrets) > 0
+  # Secrets alone, without the key of a JSON object, stage and version that ECS takes after the ARN.
+  secret_arns = distinct([for arn in values(local.secrets) : join(":", slice(split(":", arn), 0, 7))])
   via_secrets = { StringEquals = { "kms:ViaService" = "secretsmanager.${local.region}.${data.aws_partition.current.dns_suffix}" } }
-  # <account>.dkr.ecr.<region>.amazonaws.com[.cn]/<repository>[:<tag>][@<digest>]
-  ecr = try(regex("^(?P<account>[0-9]{12})\\.dkr\\.ecr\\.(?P<region>[a-z0-9-]+)\\.[a-z.]+/(?P<repository>[^:@]+)", var.image), null)
+  # <account>.dkr.ecr[-fips].<region>.amazonaws.com[.cn]/<repository>[:<tag>][@<digest>], also <account>.dkr-ecr[-fips].<region>.on.aws/…
+  ecr = try(regex("^(?P<account>[0-9]{12})\\.dkr[.-]ecr(?:-fips)?\\.(?P<region>[a-z0-9-]+)\\.[a-z.]+/(?P<repository>[^:@]+)", var.image), null)
 }
+
+# Each role has one policy, whose statements may depend on what is known only after `apply`: how many policies there
+# are must be known before.
 
 # What the executor itself may do: what its code calls, on its queue and on its own tasks.
 resource "aws_iam_role" "task" {
@@ -36,49 +32,41 @@ resource "aws_iam_role" "task" {
 }
 
 resource "aws_iam_role_policy" "task" {
-  for_each = {
-    "queue" = jsonencode({
-      Version = "2012-10-17"
-      Statement = [{
-        Effect = "Allow"
-        Action = [
-          "sqs:ReceiveMessage",
-          "sqs:ChangeMessageVisibility",
-          "sqs:DeleteMessage",
-          "sqs:GetQueueAttributes",
-          "sqs:SendMessage", # the fresh message of a run that takes more than six hours
-        ]
-        Resource = local.queue_arn
-      }]
-    })
-    "protection-from-scale-in" = jsonencode({
-      Version = "2012-10-17"
-      Statement = [{
-        Effect   = "Allow"
-        Action   = "ecs:UpdateTaskProtection"
-        Resource = "arn:${local.partition}:ecs:${local.region}:${local.account}:task/${local.cluster_name}/*"
-      }]
-    })
-  }
-
-  name   = each.key
-  role   = aws_iam_role.task.id
-  policy = each.value
-}
-
-resource "aws_iam_role_policy" "task_key" {
-  count = length(local.queue_keys) > 0 ? 1 : 0
-
-  name = "key-of-the-queue"
+  name = "executor"
   role = aws_iam_role.task.id
   policy = jsonencode({
     Version = "2012-10-17"
-    Statement = [{
-      Effect    = "Allow"
-      Action    = ["kms:Decrypt", "kms:GenerateDataKey"]
-      Resource  = local.queue_keys
-      Condition = { StringLike = { "kms:ViaService" = "sqs.*.amazonaws.com*" } }
-    }]
+    Statement = concat(
+      [
+        {
+          Sid    = "Queue"
+          Effect = "Allow"
+          Action = [
+            "sqs:ReceiveMessage",
+            "sqs:ChangeMessageVisibility",
+            "sqs:DeleteMessage",
+            "sqs:GetQueueAttributes",
+            "sqs:SendMessage", # the fresh message of a run that takes more than six hours
+          ]
+          Resource = local.queue_arn
+        },
+        {
+          Sid      = "ProtectionFromScaleIn"
+          Effect   = "Allow"
+          Action   = "ecs:UpdateTaskProtection"
+          Resource = "arn:${local.partition}:ecs:${local.region}:${local.account}:task/${local.cluster_name}/*"
+        },
+      ],
+      [
+        for key in compact([local.makes_queue ? var.kms_key_arn : var.queue_kms_key_arn]) : {
+          Sid       = "KeyOfTheQueue"
+          Effect    = "Allow"
+          Action    = ["kms:Decrypt", "kms:GenerateDataKey"]
+          Resource  = key
+          Condition = { StringLike = { "kms:ViaService" = "sqs.*.amazonaws.com*" } }
+        }
+      ],
+    )
   })
 }
 
@@ -98,84 +86,46 @@ resource "aws_iam_role" "execution" {
   tags                 = var.tags
 }
 
-resource "aws_iam_role_policy" "execution_log" {
-  name = "log"
+resource "aws_iam_role_policy" "execution" {
+  name = "start"
   role = aws_iam_role.execution.id
   policy = jsonencode({
     Version = "2012-10-17"
-    Statement = [{
-      Effect   = "Allow"
-      Action   = ["logs:CreateLogStream", "logs:PutLogEvents"]
-      Resource = "${aws_cloudwatch_log_group.this.arn}:*"
-    }]
-  })
-}
-
-resource "aws_iam_role_policy" "execution_image" {
-  count = local.ecr == null ? 0 : 1
-
-  name = "image"
-  role = aws_iam_role.execution.id
-  policy = jsonencode({
-    Version = "2012-10-17"
-    Statement = [
-      {
+    Statement = concat(
+      [{
+        Sid      = "Log"
         Effect   = "Allow"
-        Action   = "ecr:GetAuthorizationToken"
-        Resource = "*" # it is for no resource
-      },
-      {
+        Action   = ["logs:CreateLogStream", "logs:PutLogEvents"]
+        Resource = "${aws_cloudwatch_log_group.this.arn}:*"
+      }],
+      local.ecr == null ? [] : [
+        {
+          Sid      = "Registry"
+          Effect   = "Allow"
+          Action   = ["ecr:GetAuthorizationToken"]
+          Resource = "*" # it is for no resource
+        },
+        {
+          Sid      = "Image"
+          Effect   = "Allow"
+          Action   = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"]
+          Resource = "arn:${local.partition}:ecr:${local.ecr.region}:${local.ecr.account}:repository/${local.ecr.repository}"
+        },
+      ],
+      length(local.secret_arns) == 0 ? [] : [{
+        Sid      = "Secrets"
         Effect   = "Allow"
-        Action   = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"]
-        Resource = "arn:${local.partition}:ecr:${local.ecr.region}:${local.ecr.account}:repository/${local.ecr.repository}"
-      },
-    ]
-  })
-}
-
-resource "aws_iam_role_policy" "execution_secrets" {
-  count = local.has_secrets ? 1 : 0
-
-  name = "secrets"
-  role = aws_iam_role.execution.id
-  policy = jsonencode({
-    Version = "2012-10-17"
-    Statement = [{
-      Effect   = "Allow"
-      Action   = "secretsmanager:GetSecretValue"
-      Resource = local.secret_arns
-    }]
-  })
-}
-
-resource "aws_iam_role_policy" "execution_token_key" {
-  count = local.makes_token_secret && var.kms_key_arn != "" ? 1 : 0
-
-  name = "key-of-the-token"
-  role = aws_iam_role.execution.id
-  policy = jsonencode({
-    Version = "2012-10-17"
-    Statement = [{
-      Effect    = "Allow"
-      Action    = "kms:Decrypt"
-      Resource  = var.kms_key_arn
-      Condition = local.via_secrets
-    }]
-  })
-}
-
-resource "aws_iam_role_policy" "execution_secrets_key" {
-  count = var.secrets_kms_key_arn == "" ? 0 : 1
-
-  name = "key-of-the-secrets"
-  role = aws_iam_role.execution.id
-  policy = jsonencode({
-    Version = "2012-10-17"
-    Statement = [{
-      Effect    = "Allow"
-      Action    = "kms:Decrypt"
-      Resource  = var.secrets_kms_key_arn
-      Condition = local.via_secrets
-    }]
+        Action   = "secretsmanager:GetSecretValue"
+        Resource = local.secret_arns
+      }],
+      [
+        for key in distinct(compact([local.makes_token_secret ? var.kms_key_arn : "", var.secrets_kms_key_arn])) : {
+          Effect    = "Allow"
+          Action    = "kms:Decrypt"
+          Resource  = key
+          Condition = local.via_secrets
+        }
+      ],
+    )
   })
 }

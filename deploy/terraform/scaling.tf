@@ -93,8 +93,8 @@ resource "aws_appautoscaling_policy" "backlog" {
         id          = "backlog"
         label       = "Requests per task"
         return_data = true
-        # No data: of the queue, when nobody used it for six hours; of the tasks, when there is none.
-        expression = "(FILL(visible, 0) + FILL(hidden, 0)) / IF(FILL(running, 0) < 1, 1, FILL(running, 0))"
+        # Not filled: where a metric comes late, a filled newest point would always be 0. No task, no point.
+        expression = "(visible + hidden) / running"
       }
     }
   }
@@ -126,16 +126,17 @@ resource "aws_cloudwatch_metric_alarm" "first_task" {
   count = local.starts_from_zero ? 1 : 0
 
   alarm_name          = "${var.name}-first-task"
-  alarm_description   = "A request waits and no task runs; the first one is started. No reason to worry."
+  alarm_description   = "A request waits and no task is wanted; the first one is started. No reason to worry."
   alarm_actions       = [aws_appautoscaling_policy.first_task[0].arn]
   comparison_operator = "GreaterThanOrEqualToThreshold"
   threshold           = 1
-  evaluation_periods  = 1
+  evaluation_periods  = 3
+  datapoints_to_alarm = 2 # the newest point of a metric that comes late is filled with 0
   treat_missing_data  = "notBreaching"
   tags                = var.tags
 
   dynamic "metric_query" {
-    for_each = { visible = local.visible, running = local.running }
+    for_each = { visible = local.visible, desired = local.desired }
 
     content {
       id          = metric_query.key
@@ -153,8 +154,9 @@ resource "aws_cloudwatch_metric_alarm" "first_task" {
 
   metric_query {
     id          = "stuck"
-    label       = "A request waits and no task runs"
+    label       = "A request waits and no task is wanted"
     return_data = true
-    expression  = "IF(FILL(visible, 0) > 0 AND FILL(running, 0) < 1, 1, 0)"
+    # By what is wanted: an image that doesn't start adds no more.
+    expression = "IF(visible > 0 AND FILL(desired, 0) < 1, 1, 0)"
   }
 }

@@ -12,15 +12,9 @@ locals {
 
   secrets = merge(
     local.has_token ? { DATAHUB_GMS_TOKEN = local.token_secret_arn } : {},
-    var.optional_secrets_arn == "" ? {} : { OPTIONAL_SECRETS = var.optional_secrets_arn },
+    var.optional_secrets_arn == "" ? {} : { DATAHUB_EXECUTOR_SECRETS = var.optional_secrets_arn },
     var.optional_secrets,
   )
-
-  # Spreads the JSON object of OPTIONAL_SECRETS over the environment before the executor takes its place.
-  spread = [
-    "python", "-I", "-c",
-    "import json, os, sys; os.environ.update(json.loads(os.environ.pop('OPTIONAL_SECRETS'))); os.execvp(sys.argv[1], sys.argv[1:])",
-  ]
 
   container = {
     name                   = "executor"
@@ -30,7 +24,7 @@ locals {
     readonlyRootFilesystem = true
     # The image brings its init (-s: it adopts orphans where it is not PID 1): initProcessEnabled would be a second.
     entryPoint  = ["/usr/bin/tini", "-s", "--"]
-    command     = concat(var.optional_secrets_arn == "" ? [] : local.spread, ["datahub-executor", "run"])
+    command     = ["datahub-executor", "run"]
     environment = [for name, value in local.environment : { name = name, value = value }]
     secrets     = [for name, arn in local.secrets : { name = name, valueFrom = arn }]
     mountPoints = [{ sourceVolume = "work", containerPath = "/tmp/datahub", readOnly = false }]
@@ -94,7 +88,7 @@ resource "aws_security_group" "this" {
   }
 }
 
-# To DataHub, AWS, and sources on whatever port they listen.
+# To DataHub, AWS, sources on whatever port they listen, and name servers of your own.
 resource "aws_vpc_security_group_egress_rule" "ipv4" {
   security_group_id = aws_security_group.this.id
   description       = "IPv4, any TCP port"
@@ -112,6 +106,26 @@ resource "aws_vpc_security_group_egress_rule" "ipv6" {
   ip_protocol       = "tcp"
   from_port         = 0
   to_port           = 65535
+  tags              = var.tags
+}
+
+resource "aws_vpc_security_group_egress_rule" "ipv4_names" {
+  security_group_id = aws_security_group.this.id
+  description       = "IPv4, names"
+  cidr_ipv4         = "0.0.0.0/0"
+  ip_protocol       = "udp"
+  from_port         = 53
+  to_port           = 53
+  tags              = var.tags
+}
+
+resource "aws_vpc_security_group_egress_rule" "ipv6_names" {
+  security_group_id = aws_security_group.this.id
+  description       = "IPv6, names"
+  cidr_ipv6         = "::/0"
+  ip_protocol       = "udp"
+  from_port         = 53
+  to_port           = 53
   tags              = var.tags
 }
 
@@ -187,13 +201,12 @@ resource "aws_ecs_service" "this" {
   depends_on = [
     aws_ecs_cluster_capacity_providers.this,
     aws_iam_role_policy.task,
-    aws_iam_role_policy.task_key,
+    aws_iam_role_policy.execution,
     aws_iam_role_policy_attachment.sources,
-    aws_iam_role_policy.execution_log,
-    aws_iam_role_policy.execution_image,
-    aws_iam_role_policy.execution_secrets,
-    aws_iam_role_policy.execution_token_key,
-    aws_iam_role_policy.execution_secrets_key,
     aws_secretsmanager_secret_version.token,
+    aws_vpc_security_group_egress_rule.ipv4,
+    aws_vpc_security_group_egress_rule.ipv6,
+    aws_vpc_security_group_egress_rule.ipv4_names,
+    aws_vpc_security_group_egress_rule.ipv6_names,
   ]
 }

@@ -68,13 +68,13 @@ variable "datahub_access_token" {
 }
 
 variable "existing_datahub_access_token_secret_arn" {
-  description = "The ARN of a secret whose text is the token; neither for a DataHub that asks for none"
+  description = "The ARN of a secret whose text is the token, or of one key of its JSON object (arn:…:KEY::); neither for a DataHub that asks for none"
   type        = string
   default     = ""
 
   validation {
-    condition     = can(regex("^(arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[A-Za-z0-9/_+.@-]+)?$", var.existing_datahub_access_token_secret_arn))
-    error_message = "existing_datahub_access_token_secret_arn must be the whole ARN of a secret in Secrets Manager."
+    condition     = can(regex("^(arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[A-Za-z0-9/_+.@-]+((:[^:,=]*){3})?)?$", var.existing_datahub_access_token_secret_arn))
+    error_message = "existing_datahub_access_token_secret_arn must be the whole ARN of a secret in Secrets Manager, perhaps followed by :KEY:STAGE:VERSION."
   }
 }
 
@@ -247,32 +247,32 @@ variable "optional_env_vars" {
   }
 
   validation {
-    condition     = !contains(keys(var.optional_env_vars), "DATAHUB_GMS_TOKEN")
-    error_message = "optional_env_vars must not hold DATAHUB_GMS_TOKEN, which everybody who sees the task definition could read: use datahub_access_token or existing_datahub_access_token_secret_arn."
+    condition     = length(setintersection(keys(var.optional_env_vars), ["DATAHUB_GMS_TOKEN", "DATAHUB_ACCESS_TOKEN", "DATAHUB_EXECUTOR_SECRETS"])) == 0
+    error_message = "optional_env_vars must not hold DATAHUB_GMS_TOKEN, DATAHUB_ACCESS_TOKEN or DATAHUB_EXECUTOR_SECRETS, which everybody who sees the task definition could read: use datahub_access_token, existing_datahub_access_token_secret_arn or optional_secrets_arn."
   }
 }
 
 variable "optional_secrets" {
-  description = "Secrets that recipes refer to, any number: a name, and the ARN of a secret in Secrets Manager, or of one key of its JSON object (arn:…:KEY::)"
+  description = "Secrets that become variables of the executor, which recipes can refer to, any number: a name, and the ARN of a secret in Secrets Manager, or of one key of its JSON object (arn:…:KEY::)"
   type        = map(string)
   default     = {}
 
   validation {
     condition = alltrue([
-      for name, arn in var.optional_secrets : can(regex("^[A-Za-z_][A-Za-z0-9_]*$", name)) && can(regex("^arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[A-Za-z0-9/_+.@-]+(:[^:]*:[^:]*:[^:]*)?$", arn))
+      for name, arn in var.optional_secrets : can(regex("^[A-Za-z_][A-Za-z0-9_]*$", name)) && can(regex("^arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[A-Za-z0-9/_+.@-]+((:[^:,=]*){3})?$", arn))
     ])
-    error_message = "optional_secrets must map names to whole ARNs of secrets in Secrets Manager."
+    error_message = "optional_secrets must map names to whole ARNs of secrets in Secrets Manager, perhaps followed by :KEY:STAGE:VERSION."
   }
 }
 
 variable "optional_secrets_arn" {
-  description = "A secret whose text is a JSON object of texts, {\"NAME\":\"value\"}; each key becomes a variable that recipes can refer to"
+  description = "A secret whose text is a JSON object, {\"NAME\":\"value\"}, of any number of keys; each is a name that recipes can refer to. For variables of the executor itself see optional_secrets"
   type        = string
   default     = ""
 
   validation {
-    condition     = can(regex("^(arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[A-Za-z0-9/_+.@-]+)?$", var.optional_secrets_arn))
-    error_message = "optional_secrets_arn must be the whole ARN of a secret in Secrets Manager."
+    condition     = can(regex("^(arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[A-Za-z0-9/_+.@-]+((:[^:,=]*){3})?)?$", var.optional_secrets_arn))
+    error_message = "optional_secrets_arn must be the whole ARN of a secret in Secrets Manager, perhaps followed by :KEY:STAGE:VERSION."
   }
 }
 
@@ -405,7 +405,7 @@ variable "alarm_topic_arn" {
 }
 
 variable "oldest_message_alarm_seconds" {
-  description = "Seconds that a request may wait until that is an alarm"
+  description = "Seconds of the oldest request, while others wait, that are an alarm; more than your runs take, which count, too"
   type        = number
   default     = 1800
 

@@ -5,16 +5,21 @@ locals {
   visible = { namespace = "AWS/SQS", metric_name = "ApproximateNumberOfMessagesVisible", dimensions = local.of_queue }
   age     = { namespace = "AWS/SQS", metric_name = "ApproximateAgeOfOldestMessage", dimensions = local.of_queue }
   running = { namespace = "ECS/ContainerInsights", metric_name = "RunningTaskCount", dimensions = local.of_service }
+  desired = { namespace = "ECS/ContainerInsights", metric_name = "DesiredTaskCount", dimensions = local.of_service }
 
   topics = compact([var.alarm_topic_arn])
 }
 
-resource "aws_cloudwatch_log_metric_filter" "runs" {
-  for_each = { FailedRuns = "FAILURE", SucceededRuns = "SUCCESS" }
+resource "aws_cloudwatch_log_metric_filter" "events" {
+  for_each = {
+    FailedRuns    = "{ ($.event = \"run_settled\") && ($.status = \"FAILURE\") }"
+    SucceededRuns = "{ ($.event = \"run_settled\") && ($.status = \"SUCCESS\") }"
+    Unreachable   = "{ ($.event = \"server_unavailable\") || ($.event = \"server_still_unavailable\") }"
+  }
 
   name           = "${var.name}-${each.key}"
   log_group_name = aws_cloudwatch_log_group.this.name
-  pattern        = "{ ($.event = \"run_settled\") && ($.status = \"${each.value}\") }"
+  pattern        = each.value
 
   metric_transformation {
     namespace     = local.metrics
@@ -29,26 +34,26 @@ resource "aws_cloudwatch_metric_alarm" "oldest_message" {
   count = local.queue_is_local ? 1 : 0
 
   alarm_name          = "${var.name}-oldest-message"
-  alarm_description   = "A request has waited for long. Are there tasks, does their log say why they don't receive, is max_tasks too low?"
+  alarm_description   = "A request has waited for long. Are there tasks, does their log say why they don't receive, is max_tasks too low? Requests that run count, too, by their age: where runs are long and others wait all the time, raise the limit."
   alarm_actions       = local.topics
   ok_actions          = local.topics
   comparison_operator = "GreaterThanThreshold"
   threshold           = var.oldest_message_alarm_seconds
-  evaluation_periods  = 5
-  datapoints_to_alarm = 5
+  evaluation_periods  = 3
+  datapoints_to_alarm = 2
   treat_missing_data  = "notBreaching"
   tags                = var.tags
 
   dynamic "metric_query" {
-    for_each = { visible = local.visible, age = local.age }
+    for_each = { visible = merge(local.visible, { stat = "Minimum" }), age = merge(local.age, { stat = "Maximum" }) }
 
     content {
       id          = metric_query.key
       return_data = false
 
       metric {
-        stat        = "Maximum"
-        period      = 60
+        stat        = metric_query.value.stat
+        period      = 300
         namespace   = metric_query.value.namespace
         metric_name = metric_query.value.metric_name
         dimensions  = metric_query.value.dimensions
@@ -60,8 +65,8 @@ resource "aws_cloudwatch_metric_alarm" "oldest_message" {
     id          = "waiting"
     label       = "Seconds that a request has waited"
     return_data = true
-    # A long run's message ages, too, as long as it is not deleted: then nothing waits.
-    expression = "IF(FILL(visible, 0) > 0, FILL(age, 0), 0)"
+    # A long run's message ages, too, as long as it is not deleted: then nothing waits all the time.
+    expression = "IF(visible > 0, age, 0)"
   }
 }
 
@@ -100,8 +105,27 @@ resource "aws_cloudwatch_metric_alarm" "failed_runs" {
   tags                = var.tags
 }
 
+resource "aws_cloudwatch_metric_alarm" "unreachable" {
+  alarm_name          = "${var.name}-unreachable"
+  alarm_description   = "DataHub or the queue can't be reached, or refuses; the log's events server_unavailable say why."
+  alarm_actions       = local.topics
+  ok_actions          = local.topics
+  namespace           = local.metrics
+  metric_name         = "Unreachable"
+  statistic           = "Sum"
+  period              = 300 # it is said again every five minutes, as long as it lasts
+  evaluation_periods  = 3
+  datapoints_to_alarm = 2
+  comparison_operator = "GreaterThanOrEqualToThreshold"
+  threshold           = 1
+  treat_missing_data  = "notBreaching"
+  tags                = var.tags
+}
+
 # A task whose health check fails is ended and replaced: one that runs for long is a healthy one.
 resource "aws_cloudwatch_metric_alarm" "no_task" {
+  count = var.min_tasks > 0 || local.queue_is_local ? 1 : 0 # else none is wanted
+
   alarm_name          = "${var.name}-no-task"
   alarm_description   = "No task runs, though one should. The service's events say why it starts none, its stopped tasks why they ended."
   alarm_actions       = local.topics
@@ -109,7 +133,7 @@ resource "aws_cloudwatch_metric_alarm" "no_task" {
   comparison_operator = "GreaterThanOrEqualToThreshold"
   threshold           = 1
   evaluation_periods  = 10
-  datapoints_to_alarm = 10
+  datapoints_to_alarm = 8
   treat_missing_data  = var.min_tasks == 0 ? "notBreaching" : "breaching"
   tags                = var.tags
 
@@ -134,7 +158,7 @@ resource "aws_cloudwatch_metric_alarm" "no_task" {
     id          = local.starts_from_zero ? "stuck" : "missing"
     label       = local.starts_from_zero ? "A request waits and no task runs" : "No task runs"
     return_data = true
-    expression  = local.starts_from_zero ? "IF(FILL(visible, 0) > 0 AND FILL(running, 0) < 1, 1, 0)" : "IF(FILL(running, 0) < 1, 1, 0)"
+    expression  = local.starts_from_zero ? "IF(visible > 0 AND FILL(running, 0) < 1, 1, 0)" : "IF(FILL(running, 0) < 1, 1, 0)"
   }
 }
 

@@ -103,11 +103,12 @@ class Stack:
         """The container's variables as ECS's agent sets them: given ones, and secrets by their ARN."""
         container = self.container()
         given = {pair["name"]: pair["value"] for pair in container["environment"]}
-        for secret in container["secrets"]:
-            region = secret["valueFrom"].split(":")[3]
-            manager = self.cloud.client("secretsmanager", region)
-            given[secret["name"]] = manager.get_secret_value(SecretId=secret["valueFrom"])["SecretString"]
-        return given
+        secrets = {
+            secret["name"]: self.cloud.secret_of(secret["valueFrom"]) for secret in container["secrets"]
+        }
+        assert len(secrets) == len(container["secrets"])  # ECS refuses a name that is there twice
+        assert not given.keys() & secrets.keys()
+        return given | secrets
 
     def queue_attributes(self, url: str) -> dict[str, str]:
         """What a queue is and holds."""
@@ -148,6 +149,16 @@ class Cloud:
         name = f"test/{secrets.token_hex(4)}"
         arn: str = self.client("secretsmanager").create_secret(Name=name, SecretString=text)["ARN"]
         return arn
+
+    def secret_of(self, value_from: str) -> str:
+        """The text that ECS finds: a secret's own, or that of a key; `ARN[:KEY:STAGE:VERSION]`."""
+        parts = value_from.split(":")
+        arn, (key, stage, version) = whole_secret(value_from), parts[7:] or ("", "", "")
+        given = {"SecretId": arn, "VersionStage": stage, "VersionId": version}
+        manager = self.client("secretsmanager", parts[3])
+        found = manager.get_secret_value(**{name: value for name, value in given.items() if value})
+        text: str = json.loads(found["SecretString"])[key] if key else found["SecretString"]
+        return text
 
     def queue(self, region: str = REGION) -> str:
         """The ARN of a queue that somebody made before."""
@@ -193,6 +204,11 @@ class Cloud:
         outputs = {entry["OutputKey"]: entry["OutputValue"] for entry in stack.get("Outputs", ())}
         calls = [json.loads(line) for line in self.calls.read_text().splitlines()[before:]]
         return Stack(self, name, resources, outputs, calls)
+
+
+def whole_secret(value_from: str) -> str:
+    """The ARN that IAM knows the secret by, without the key, stage and version that ECS takes after it."""
+    return ":".join(value_from.split(":")[:7])
 
 
 @cache

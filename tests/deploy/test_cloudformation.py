@@ -170,14 +170,20 @@ KEY = "arn:aws:kms:eu-central-1:123456789012:key/0f9de17a-6465-404e-8b1b-2356dc1
         ({"QueueKmsKeyArn": KEY}, "takes KmsKeyArn"),
         ({"TaskCpu": "256", "TaskMemory": "4096"}, "512, 1024 or 2048"),
         ({"TaskCpu": "4096", "TaskMemory": "4096"}, "8192 to 30720"),
+        ({"TaskCpu": "8192", "TaskMemory": "17408"}, "in steps of 4096"),
         ({"DataHubBaseUrl": "datahub.example.com"}, "https://datahub.example.com"),
         ({"DataHubAccessToken": "Bearer t"}, "without blanks"),
         ({"ExistingDataHubAccessTokenSecretArn": "datahub/token"}, "the whole ARN of a secret"),
         ({"AwsCommandQueueArn": "https://sqs.us-west-2.amazonaws.com/210987654321/q"}, "ARN of an SQS queue"),
         ({"OptionalEnvVars": "A=1,B"}, "NAME=value,NAME=value"),
         ({"OptionalEnvVars": "A=1, B=2"}, "NAME=value,NAME=value"),
+        ({"OptionalEnvVars": "DATAHUB_GMS_TOKEN=t"}, "without tokens"),
+        ({"OptionalEnvVars": "A=1,DATAHUB_ACCESS_TOKEN=t"}, "without tokens"),
+        ({"OptionalEnvVars": "A=1,B=2,DATAHUB_EXECUTOR_SECRETS={}"}, "without tokens"),
         ({"OptionalSecrets": "PASSWORD=hunter2"}, "NAME=arn,NAME=arn"),
         ({"OptionalSecrets": ",".join(f"S{n}={SECRET}" for n in range(11))}, "OptionalSecretsArn"),
+        ({"OptionalSecrets": f"PASSWORD={SECRET}:password"}, "NAME=arn,NAME=arn"),
+        ({"OptionalSecretsArn": f"{SECRET}:one:two"}, ":KEY:STAGE:VERSION"),
     ],
 )
 def test_parameters_that_can_not_work_are_refused_with_the_way_out(
@@ -196,21 +202,28 @@ def test_parameters_that_can_not_work_are_refused_with_the_way_out(
         {"AwsCommandQueueArn": QUEUE, "QueueKmsKeyArn": KEY},
         {"QueueSenderAccount": "210987654321", "KmsKeyArn": KEY},
         {"OptionalSecrets": ",".join(f"S{n}={SECRET}" for n in range(10))},
+        {"OptionalSecrets": f"A={SECRET}:password::,B={SECRET},C={SECRET}::AWSPREVIOUS:,D={SECRET}:::1234-5"},
+        {
+            "OptionalSecretsArn": f"{SECRET}:recipes::",
+            "ExistingDataHubAccessTokenSecretArn": f"{SECRET}:token::",
+        },
+        {"OptionalEnvVars": "MY_DATAHUB_GMS_TOKEN=t,A=DATAHUB_GMS_TOKEN=t"},
         {"OptionalEnvVars": ",".join(f"V{n}=https://example.com/?a=b&n={n}" for n in range(100))},
-        {"TaskCpu": "4096", "TaskMemory": "30720"},
+        {"TaskCpu": "16384", "TaskMemory": "122880"},
     ],
 )
 def test_parameters_that_can_work_are_taken(template: dict[str, Any], given: dict[str, str]) -> None:
     assert refused(template, **given) == []
 
 
-def test_every_size_of_task_that_fargate_has_up_to_four_cores_is_taken(template: dict[str, Any]) -> None:
-    """See *Task size* in the ECS Developer Guide: MiB from, to and in steps, by CPU units."""
-    sizes = {256: (512, 512, 1), 512: (1024, 4096, 1024), 1024: (2048, 8192, 1024)}
-    sizes |= {2048: (4096, 16384, 1024), 4096: (8192, 30720, 1024)}
+def test_the_sizes_of_tasks_that_fargate_has_are_taken_and_no_others(template: dict[str, Any]) -> None:
+    """See *Task size* in the ECS Developer Guide: MiB by CPU units."""
+    sizes: dict[int, list[int]] = {256: [512, 1024, 2048]}
+    steps = {512: (1024, 4096, 1024), 1024: (2048, 8192, 1024), 2048: (4096, 16384, 1024)}
+    steps |= {4096: (8192, 30720, 1024), 8192: (16384, 61440, 4096), 16384: (32768, 122880, 8192)}
+    sizes |= {cpu: list(range(least, most + 1, step)) for cpu, (least, most, step) in steps.items()}
     assert list(map(str, sizes)) == template["Parameters"]["TaskCpu"]["AllowedValues"]
-    for cpu, (least, most, step) in sizes.items():
-        for memory in range(least, most + 1, step):
-            assert refused(template, TaskCpu=str(cpu), TaskMemory=str(memory)) == []
-        assert refused(template, TaskCpu=str(cpu), TaskMemory=str(most + 1024))[:1] or cpu == 256
-        assert refused(template, TaskCpu=str(cpu), TaskMemory=str(least // 2))
+    for cpu, fitting in sizes.items():
+        for memory in (256, *range(512, 131073, 512)):
+            taken = refused(template, TaskCpu=str(cpu), TaskMemory=str(memory)) == []
+            assert taken == (memory in fitting), (cpu, memory)

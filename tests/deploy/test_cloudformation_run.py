@@ -12,8 +12,10 @@ from typing import Any
 
 import anyio
 import pytest
+from structlog.testing import capture_logs
 
 from executor.local.datahub import DataHubStandIn
+from executor.operations.reachability import Reachability
 from executor.queue.name import QueueName
 from tests.conftest import ROOT
 from tests.deploy.cloud import REGION, Cloud, Stack
@@ -94,13 +96,25 @@ def counted(stack: Stack, event: Mapping[str, Any]) -> list[str]:
     counts = []
     for metric_filter in stack.asked("PutMetricFilter"):
         pattern = metric_filter["filterPattern"]
-        terms = dict(re.findall(r'\(\$\.(\w+) = "(\w+)"\)', pattern))
-        assert (
-            pattern == "{ " + " && ".join(f'($.{name} = "{value}")' for name, value in terms.items()) + " }"
-        )
-        if terms.items() <= event.items():
+        terms = re.findall(r'\(\$\.(\w+) = "(\w+)"\)', pattern)
+        written = [f'($.{name} = "{value}")' for name, value in terms]
+        holds = {
+            f"{{ {' && '.join(written)} }}": all,
+            f"{{ {' || '.join(written)} }}": any,
+        }[pattern]
+        if holds(event.get(name) == value for name, value in terms):
             counts += [metric["metricName"] for metric in metric_filter["metricTransformations"]]
     return counts
+
+
+async def test_a_server_that_can_not_be_reached_counts_as_long_as_it_lasts(cloud: Cloud) -> None:
+    stack = cloud.stack()
+    with capture_logs() as events:
+        server = Reachability("datahub", said_every=0)
+        server.failed("refused")
+        server.failed("refused")
+        server.answered()
+    assert [counted(stack, event) for event in events] == [["Unreachable"], ["Unreachable"], []]
 
 
 async def test_the_task_definition_ingests_from_the_queue_that_was_made(
@@ -110,7 +124,7 @@ async def test_the_task_definition_ingests_from_the_queue_that_was_made(
         DataHubBaseUrl=stand_in.url,
         DataHubAccessToken="t",
         OptionalEnvVars=moved(tmp_path, cli_venv),
-        OptionalSecrets=f"SHOP_PLATFORM={cloud.secret('sqlite')}",
+        OptionalSecrets=f"SHOP_PLATFORM={cloud.secret(json.dumps({'platform': 'sqlite'}))}:platform::",
         OptionalSecretsArn=cloud.secret(json.dumps({"SHOP_URI": f"sqlite:///{sqlite_db}"})),
     )
     queue = stack.outputs["QueueArn"]

@@ -3,7 +3,6 @@
 import ast
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,8 +13,10 @@ import pytest
 from botocore import xform_name
 
 from executor.queue.name import QueueName
+from executor.settings import load_settings
 from tests.conftest import ROOT
-from tests.deploy.cloud import ACCOUNT, REGION, Cloud, Stack
+from tests.deploy.cloud import ACCOUNT, REGION, Cloud, Stack, whole_secret
+from tests.deploy.metric_math import Point, Series, evaluate, rings
 
 KEY = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/0f9de17a-6465-404e-8b1b-2356dc13c2f8"
 BOUNDARY = f"arn:aws:iam::{ACCOUNT}:policy/boundary"
@@ -53,7 +54,9 @@ def full(cloud: Cloud) -> Stack:
         TaskEphemeralStorageSizeInGiB="100",
         DataHubIngestionsMaxWorkers="8",
         OptionalEnvVars=",".join(f"V{n}=value {n}" for n in range(60)),
-        OptionalSecrets=",".join(f"S{n}={cloud.secret(str(n))}" for n in range(10)),
+        OptionalSecrets=",".join(
+            f"S{n}={cloud.secret(json.dumps({'key': str(n)}))}:key::" for n in range(10)
+        ),
         OptionalSecretsArn=cloud.secret(json.dumps({f"J{n}": str(n) for n in range(60)})),
         MinTasks="0",
         MaxTasks="12",
@@ -75,7 +78,8 @@ def elsewhere(cloud: Cloud) -> Stack:
     return cloud.stack(
         AwsCommandQueueArn=f"arn:aws:sqs:us-west-2:{ELSEWHERE}:datahub-ingestion.fifo",
         QueueKmsKeyArn=f"arn:aws:kms:us-west-2:{ELSEWHERE}:key/1234",
-        ExistingDataHubAccessTokenSecretArn=cloud.secret("their-token"),
+        ExistingDataHubAccessTokenSecretArn=f"{cloud.secret(json.dumps({'token': 'their-token'}))}:token::",
+        OptionalSecretsArn=f"{cloud.secret(json.dumps({'recipes': json.dumps({'A': 'a'})}))}:recipes::",
         SecretsKmsKeyArn=KEY,
         ExistingClusterName="data",
         MinTasks="2",
@@ -139,7 +143,7 @@ def test_ecs_may_fetch_the_image_and_the_secrets_and_write_the_log(
     for stack in (plain, full, elsewhere):
         group = f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:{stack.outputs['LogGroupName']}:*"
         expected = {action: {group} for action in WRITES_LOGS}
-        secrets = {secret["valueFrom"] for secret in stack.container()["secrets"]}
+        secrets = {whole_secret(secret["valueFrom"]) for secret in stack.container()["secrets"]}
         if stack is not elsewhere:
             expected |= image
         if stack is not plain:
@@ -159,6 +163,15 @@ def test_ecs_may_fetch_the_image_and_the_secrets_and_write_the_log(
             f"{ELSEWHERE}.dkr.ecr.cn-north-1.amazonaws.com.cn/a/executor@sha256:{'0' * 64}",
             f"cn-north-1:{ELSEWHERE}:repository/a/executor",
         ),
+        (
+            f"{ELSEWHERE}.dkr.ecr-fips.us-east-1.amazonaws.com/ecr/executor:1.0",
+            f"us-east-1:{ELSEWHERE}:repository/ecr/executor",
+        ),
+        (
+            f"{ELSEWHERE}.dkr-ecr.us-west-2.on.aws/a/executor:1.0",
+            f"us-west-2:{ELSEWHERE}:repository/a/executor",
+        ),
+        ("ghcr.io/ecr/executor:1", None),
     ],
 )
 def test_the_image_may_be_fetched_from_its_own_repository_alone(
@@ -244,11 +257,12 @@ def test_lists_of_any_length_reach_the_executor(full: Stack, tmp_path: Path) -> 
     seen = json.loads(done.stdout)
     assert {f"V{n}": f"value {n}" for n in range(60)}.items() <= seen.items()
     assert {f"S{n}": str(n) for n in range(10)}.items() <= seen.items()
-    assert {f"J{n}": str(n) for n in range(60)}.items() <= seen.items()
-    assert "OPTIONAL_SECRETS" not in seen
-    assert seen["DATAHUB_GMS_TOKEN"] == "secret-token"
-    assert seen["DATAHUB_EXECUTOR_POOL_ID"] == "warehouse"
-    assert seen["DATAHUB_EXECUTOR_INGESTION_MAX_WORKERS"] == "8"
+    settings = load_settings(seen)
+    assert settings.secrets is not None
+    assert json.loads(settings.secrets.get_secret_value()) == {f"J{n}": str(n) for n in range(60)}
+    assert settings.gms_token is not None
+    assert settings.gms_token.get_secret_value() == "secret-token"
+    assert (settings.pool_id, settings.max_workers) == ("warehouse", 8)
 
 
 def test_tokens_and_secrets_stand_in_no_task_definition(full: Stack, elsewhere: Stack) -> None:
@@ -256,6 +270,7 @@ def test_tokens_and_secrets_stand_in_no_task_definition(full: Stack, elsewhere: 
         assert "-token" not in json.dumps(stack.container()["environment"])
         assert "-token" not in json.dumps(stack.container()["command"])
         assert stack.environment()["DATAHUB_GMS_TOKEN"] in {"secret-token", "their-token"}
+    assert elsewhere.environment()["DATAHUB_EXECUTOR_SECRETS"] == json.dumps({"A": "a"})
 
 
 def test_without_a_token_there_is_no_secret_at_all(plain: Stack) -> None:
@@ -316,13 +331,16 @@ def test_the_log_is_kept_as_long_as_asked_for(plain: Stack, full: Stack) -> None
 # --- scaling --------------------------------------------------------------------------------------------------
 
 
-def backlog(expression: str, **metrics: float | None) -> float:
-    """What CloudWatch's expression comes to; None is no data."""
-    for name, value in metrics.items():
-        expression = expression.replace(f"FILL({name}, 0)", str(value or 0))
-    expression = re.sub(r"IF\((.*?), (.*?), ([^()]*)\)", r"((\2) if (\1) else (\3))", expression)
-    result: float = eval(expression.replace(" AND ", " and "), {"__builtins__": {}})
-    return result
+LATE = None  # a point that has not come yet, or never will
+
+
+def watched(stack: Stack, alarm: str) -> dict[str, tuple[str, str, int]]:
+    """The metrics of an alarm's expression by their ids: name, statistic, period in seconds."""
+    found = [query for query in stack.alarms()[alarm]["Metrics"] if not query["ReturnData"]]
+    stats = {query["Id"]: query["MetricStat"] for query in found}
+    return {
+        name: (stat["Metric"]["MetricName"], stat["Stat"], stat["Period"]) for name, stat in stats.items()
+    }
 
 
 def test_tasks_follow_the_requests_per_task(plain: Stack, full: Stack, local: Stack) -> None:
@@ -340,9 +358,32 @@ def test_tasks_follow_the_requests_per_task(plain: Stack, full: Stack, local: St
             {"Name": "ServiceName", "Value": stack.outputs["ServiceName"]},
         ]
         assert [metric["ReturnData"] for metric in (*metrics, result)] == [False, False, False, True]
-        assert backlog(result["Expression"], visible=12, hidden=8, running=5) == 4
-        assert backlog(result["Expression"], visible=3, hidden=None, running=None) == 3
-        assert backlog(result["Expression"], visible=None, hidden=None, running=2) == 0
+
+
+@pytest.mark.parametrize(
+    ("visible", "hidden", "running", "backlog"),
+    [
+        ([12], [8], [5], [4]),
+        ([12, LATE], [8, LATE], [5, LATE], [4, None]),
+        ([12, 12], [8, 8], [5, LATE], [4, None]),  # the newest is no reason to think that one task has it all
+        (
+            [12, LATE],
+            [8, LATE],
+            [5, 5],
+            [4, 0],
+        ),  # here it is, to think that nothing waits: metric math can't tell
+        ([3], [0], [LATE], [None]),  # no task runs
+        ([3], [0], [0], [None]),
+        ([LATE], [LATE], [2], [0]),  # nobody used the queue for six hours: SQS sends no points
+        ([LATE], [LATE], [LATE], [None]),
+    ],
+)
+def test_no_task_has_no_backlog_to_scale_by(
+    plain: Stack, visible: Series, hidden: Series, running: Series, backlog: Sequence[Point]
+) -> None:
+    tracking = plain.asked("PutScalingPolicy")[0]["TargetTrackingScalingPolicyConfiguration"]
+    expression = tracking["CustomizedMetricSpecification"]["Metrics"][-1]["Expression"]
+    assert evaluate(expression, visible=visible, hidden=hidden, running=running) == backlog
 
 
 def test_the_number_of_tasks_stays_within_what_was_asked_for(plain: Stack, full: Stack) -> None:
@@ -361,9 +402,17 @@ def test_a_first_task_is_started_where_there_may_be_none(plain: Stack, full: Sta
     assert step["StepAdjustments"] == [{"MetricIntervalLowerBound": 0, "ScalingAdjustment": 1}]
     alarm = full.alarms()["FirstTaskAlarm"]
     assert alarm["AlarmActions"] == [full.resources["FirstTask"]]
-    expression = alarm["Metrics"][-1]["Expression"]
-    for visible, running, started in ((1, None, 1), (1, 1, 0), (None, None, 0), (0, 0, 0)):
-        assert backlog(expression, visible=visible, running=running) == started
+    assert watched(full, "FirstTaskAlarm") == {
+        "visible": ("ApproximateNumberOfMessagesVisible", "Maximum", 60),
+        "desired": ("DesiredTaskCount", "Maximum", 60),
+    }
+    assert rings(alarm, visible=[0, 1, 1], desired=[0, 0, 0])
+    assert rings(alarm, visible=[LATE, 1, 1], desired=[LATE, LATE, LATE])
+    assert rings(alarm, visible=[1, 1, LATE], desired=[0, 0, LATE])
+    assert not rings(alarm, visible=[1, 1, 1], desired=[1, 1, 1])  # it starts, or can't: no more are added
+    assert not rings(alarm, visible=[9, 9, 9], desired=[4, 4, LATE])  # none is taken for want of one point
+    assert not rings(alarm, visible=[0, 0, 0], desired=[0, 0, 0])
+    assert not rings(alarm, visible=[LATE, LATE, LATE], desired=[LATE, LATE, LATE])
 
 
 def test_a_queue_whose_metrics_are_elsewhere_has_a_fixed_number_of_tasks(
@@ -371,7 +420,7 @@ def test_a_queue_whose_metrics_are_elsewhere_has_a_fixed_number_of_tasks(
 ) -> None:
     assert elsewhere.service()["desiredCount"] == 2
     assert elsewhere.asked("RegisterScalableTarget") == elsewhere.asked("PutScalingPolicy") == []
-    assert set(elsewhere.alarms()) == {"FailedRunsAlarm", "NoTaskAlarm"}
+    assert set(elsewhere.alarms()) == {"FailedRunsAlarm", "NoTaskAlarm", "UnreachableAlarm"}
     queue = elsewhere.dashboard()["widgets"][0]["properties"]
     assert queue["region"] == "us-west-2"
     assert "datahub-ingestion.fifo" in queue["metrics"][0]
@@ -381,7 +430,13 @@ def test_a_queue_whose_metrics_are_elsewhere_has_a_fixed_number_of_tasks(
 
 
 def test_alarms_go_to_the_topic(plain: Stack, full: Stack) -> None:
-    watching = {"OldestMessageAlarm", "DeadLettersAlarm", "FailedRunsAlarm", "NoTaskAlarm"}
+    watching = {
+        "OldestMessageAlarm",
+        "DeadLettersAlarm",
+        "FailedRunsAlarm",
+        "UnreachableAlarm",
+        "NoTaskAlarm",
+    }
     assert set(plain.alarms()) == watching
     assert not any("AlarmActions" in alarm for alarm in plain.alarms().values())
     alarms = full.alarms()
@@ -390,22 +445,55 @@ def test_alarms_go_to_the_topic(plain: Stack, full: Stack) -> None:
     assert set(alarms) == watching | {"FirstTaskAlarm"}
 
 
-def test_no_task_is_an_alarm_unless_there_may_be_none(plain: Stack, full: Stack) -> None:
-    alarm = plain.alarms()["NoTaskAlarm"]
-    assert alarm["TreatMissingData"] == "breaching"
-    expression = alarm["Metrics"][-1]["Expression"]
-    assert [backlog(expression, running=running) for running in (None, 0, 1, 5)] == [1, 1, 0, 0]
+def test_no_task_is_an_alarm_where_one_should_run(plain: Stack, full: Stack, elsewhere: Stack) -> None:
+    running = ("RunningTaskCount", "Maximum", 60)
+    for stack in (plain, elsewhere):
+        assert watched(stack, "NoTaskAlarm") == {"running": running}
+        alarm = stack.alarms()["NoTaskAlarm"]
+        assert rings(alarm, running=[0] * 10)
+        assert rings(alarm, running=[LATE] * 10)
+        assert rings(alarm, running=[*[LATE] * 8, 1, 1])
+        assert not rings(alarm, running=[*[1] * 3, *[LATE] * 7])  # replaced, and late
+        assert not rings(alarm, running=[5] * 10)
+    waiting = ("ApproximateNumberOfMessagesVisible", "Maximum", 60)
+    assert watched(full, "NoTaskAlarm") == {"visible": waiting, "running": running}
     alarm = full.alarms()["NoTaskAlarm"]
-    assert alarm["TreatMissingData"] == "notBreaching"
-    expression = alarm["Metrics"][-1]["Expression"]
-    assert backlog(expression, visible=None, running=None) == 0
-    assert backlog(expression, visible=1, running=None) == 1
+    assert rings(alarm, visible=[*[1] * 8, LATE, LATE], running=[LATE] * 10)
+    assert not rings(
+        alarm, visible=[1] * 10, running=[*[LATE] * 3, *[1] * 5, LATE, LATE]
+    )  # the first one started
+    assert not rings(alarm, visible=[0] * 10, running=[LATE] * 10)
+    assert not rings(alarm, visible=[LATE] * 10, running=[LATE] * 10)
 
 
-def test_a_long_run_is_no_request_that_waits(plain: Stack) -> None:
-    expression = plain.alarms()["OldestMessageAlarm"]["Metrics"][-1]["Expression"]
-    assert backlog(expression, visible=0, age=40000) == 0
-    assert backlog(expression, visible=1, age=40000) == 40000
+def test_where_no_task_is_wanted_none_is_missed(cloud: Cloud) -> None:
+    stack = cloud.stack(AwsCommandQueueArn=f"arn:aws:sqs:us-west-2:{ELSEWHERE}:requests", MinTasks="0")
+    assert stack.service()["desiredCount"] == 0
+    assert set(stack.alarms()) == {"FailedRunsAlarm", "UnreachableAlarm"}
+
+
+def test_an_old_message_is_an_alarm_while_something_waits(plain: Stack) -> None:
+    alarm = plain.alarms()["OldestMessageAlarm"]
+    assert watched(plain, "OldestMessageAlarm") == {
+        "visible": ("ApproximateNumberOfMessagesVisible", "Minimum", 300),
+        "age": ("ApproximateAgeOfOldestMessage", "Maximum", 300),
+    }
+    assert rings(alarm, visible=[1, 1, 1], age=[1900, 2200, 2500])
+    assert rings(alarm, visible=[1, 1, LATE], age=[1900, 2200, LATE])
+    assert not rings(alarm, visible=[0, 0, 0], age=[40000, 40000, 40000])  # a long run, nothing waits
+    assert not rings(alarm, visible=[0, 1, 0], age=[40000, 40000, 40000])  # ... and something did for a while
+    assert not rings(alarm, visible=[1, 1, 1], age=[60, 360, 660])
+    assert not rings(alarm, visible=[LATE, LATE, LATE], age=[LATE, LATE, LATE])
+
+
+def test_what_can_not_be_reached_for_minutes_is_an_alarm(plain: Stack) -> None:
+    alarm = plain.alarms()["UnreachableAlarm"]
+    names = (f"DataHubExecutor/{plain.name}", "Unreachable", "Sum", 300)
+    assert tuple(alarm[name] for name in ("Namespace", "MetricName", "Statistic", "Period")) == names
+    assert rings(alarm, unreachable=[1, 0, 1])  # it is said every five minutes, and a bit more
+    assert rings(alarm, unreachable=[2, 1, LATE])
+    assert not rings(alarm, unreachable=[0, 3, 0])
+    assert not rings(alarm, unreachable=[LATE, LATE, LATE])
 
 
 def test_the_dashboard_shows_this_stack(full: Stack) -> None:

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -120,6 +121,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "one volume for all": {
         "persistentVolume": {"enabled": True, "existingClaim": "venvs", "subPath": "executor"},
+        "extraCaCerts": {"corporate": "corporate-ca"},
+        "enabled": True,
         "strategy": {"type": "Recreate"},
         "priorityClassName": "low",
         "topologySpreadConstraints": [
@@ -154,6 +157,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"image": {"repository": "795586375822.dkr.ecr.us-west-2.amazonaws.com/datahub-executor"}},
         "the image of another executor: build docker/Dockerfile",
     ),
+    "no image": (
+        {"image": {"repository": ""}},
+        "image.repository is not set: build docker/Dockerfile, push it, and name it here",
+    ),
+    "no tag": ({"image": {"tag": ""}}, "image.tag is not set"),
     "another's start": (
         {"command": ["/bin/sh", "-c"], "args": ["exec /start_datahub_executor.sh"]},
         "/usr/bin/tini -s -- datahub-executor run",
@@ -161,6 +169,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "two starts": (
         {"global": {"datahub": {"auth": {"tokenFileEnabled": True}}}, "command": ["sh"]},
         "leave command and args empty",
+    ),
+    "a volume that is opened": (
+        {
+            "workloadKind": "StatefulSet",
+            "persistentVolume": {"enabled": True},
+            "podSecurityContext": {"fsGroupChangePolicy": "Always"},
+        },
+        "podSecurityContext.fsGroupChangePolicy must be OnRootMismatch",
+    ),
+    "a volume that is opened without a word": (
+        {
+            "workloadKind": "StatefulSet",
+            "persistentVolume": {"enabled": True},
+            "podSecurityContext": {"fsGroupChangePolicy": None},
+        },
+        "podSecurityContext.fsGroupChangePolicy must be OnRootMismatch",
     ),
     "a volume without a set": ({"persistentVolume": {"enabled": True}}, "needs workloadKind: StatefulSet"),
     "scaling backwards": ({"keda": {"enabled": True, "minReplicas": 11}}, "greater than keda.maxReplicas"),
@@ -177,6 +201,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "/terminationGracePeriodSeconds': minimum: got 10, want 30",
     ),
     "a word for a number": ({"replicaCount": "two"}, "'/replicaCount': got string, want integer"),
+    "another's name": ({"replicas": 3}, "'': additional properties 'replicas' not allowed"),
     "a typing error": ({"keda": {"enable": True}}, "'/keda': additional properties 'enable' not allowed"),
     "a number for a text": (
         {"extraEnvs": [{"name": "A", "value": 1}]},
@@ -403,6 +428,36 @@ def test_several_faults_are_said_at_once(outcomes: Mapping[str, Any]) -> None:
     refused = outcomes["bare"]["refused"]
     assert "global.datahub.gms.url is not set" in refused
     assert "queue.url is not set" in refused
+    assert "image.repository is not set" in refused
+
+
+@pytest.mark.parametrize(
+    ("variant", "volume"), [("a volume for each", True), ("one volume for all", True), ("minimal", False)]
+)
+def test_a_work_folder_that_kubernetes_opened_to_the_group_is_closed_before_the_executor_sees_it(
+    variant: str, volume: bool, outcomes: Mapping[str, Any], tmp_path: Path
+) -> None:
+    release = Release(outcomes[variant])
+    found = [
+        init
+        for init in release.pod.get("initContainers", [])
+        if "executor-work" in json.dumps(init["volumeMounts"])
+    ]
+    assert bool(found) is volume  # an emptyDir is new for each pod
+    for init in found:
+        [mount] = init["volumeMounts"]
+        assert mount in release.container["volumeMounts"]
+        assert init["securityContext"] == release.container["securityContext"]
+        command = [*init["command"], *init["args"]]
+        assert release.env["DATAHUB_EXECUTOR_WORK_DIR"] in command[-1]
+        folder = tmp_path / "executor"
+        command[-1] = command[-1].replace(release.env["DATAHUB_EXECUTOR_WORK_DIR"], str(folder))
+        subprocess.run(command, check=True)  # there is none at the first start
+        assert not folder.exists()
+        folder.mkdir()
+        folder.chmod(0o2770)
+        subprocess.run(command, check=True)
+        assert folder.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("delivery", ["environment", "file"])
@@ -448,6 +503,9 @@ async def test_the_service_started_as_its_pod_serves_its_probes_and_takes_reques
             for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
                 answer = await client.get(release.container[probe]["httpGet"]["path"])
                 assert answer.status_code == httpx.codes.OK, answer.text
+        [told] = re.findall(r" exec \S+ -- (.+)", release.notes)
+        checked = await anyio.run_process(shlex.split(told), env=env, check=False)
+        assert re.search("✓ token", checked.stdout.decode()), checked
         async with localstack.client() as sqs:
             await sqs.send_message(QueueUrl=queue, MessageBody=json.dumps(request))
         with anyio.fail_after(DEADLINE):

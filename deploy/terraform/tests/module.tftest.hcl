@@ -30,6 +30,18 @@ mock_provider "aws" {
   mock_resource "aws_appautoscaling_policy" {
     defaults = { arn = "arn:aws:autoscaling:eu-central-1:123456789012:scalingPolicy:made" }
   }
+  mock_resource "aws_kms_key" {
+    defaults = { arn = "arn:aws:kms:eu-central-1:123456789012:key/00000000-0000-0000-0000-00000000000a" }
+  }
+  mock_resource "aws_ecr_repository" {
+    defaults = { repository_url = "123456789012.dkr.ecr.eu-central-1.amazonaws.com/made" }
+  }
+  mock_resource "aws_sns_topic" {
+    defaults = { arn = "arn:aws:sns:eu-central-1:123456789012:made" }
+  }
+  mock_resource "aws_iam_policy" {
+    defaults = { arn = "arn:aws:iam::123456789012:policy/made" }
+  }
 }
 
 variables {
@@ -49,8 +61,12 @@ run "minimal" {
     error_message = "A cluster is made, and one task always runs."
   }
   assert {
-    condition     = strcontains(aws_iam_role_policy.execution_image[0].policy, "arn:aws:ecr:eu-central-1:123456789012:repository/team/datahub-remote-executor\"")
+    condition     = strcontains(aws_iam_role_policy.execution.policy, "arn:aws:ecr:eu-central-1:123456789012:repository/team/datahub-remote-executor\"")
     error_message = "ECS may pull this image's repository, and no other."
+  }
+  assert {
+    condition     = [for statement in jsondecode(aws_iam_role_policy.execution.policy).Statement : statement.Sid] == ["Log", "Registry", "Image"]
+    error_message = "No rights on secrets and keys where there are none."
   }
 }
 
@@ -75,7 +91,7 @@ run "everything" {
       USERNAME = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:both-AbCdEf:user::"
       OTHER    = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:both-AbCdEf:other::"
     }
-    optional_secrets_arn         = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:many-AbCdEf"
+    optional_secrets_arn         = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:many-AbCdEf:::"
     min_tasks                    = 0
     max_tasks                    = 30
     backlog_per_task             = 2
@@ -100,7 +116,7 @@ run "everything" {
     error_message = "The token is not in the task definition."
   }
   assert {
-    condition     = length(aws_appautoscaling_policy.first_task) == 1 && aws_cloudwatch_metric_alarm.no_task.treat_missing_data == "notBreaching"
+    condition     = length(aws_appautoscaling_policy.first_task) == 1 && aws_cloudwatch_metric_alarm.no_task[0].treat_missing_data == "notBreaching"
     error_message = "From zero, the first task is started by an alarm."
   }
   assert {
@@ -108,13 +124,17 @@ run "everything" {
     error_message = "The backlog that was asked for is the target."
   }
   assert {
-    condition = jsondecode(aws_iam_role_policy.execution_secrets[0].policy).Statement[0].Resource == [
+    condition = sort(one([for statement in jsondecode(aws_iam_role_policy.execution.policy).Statement : statement.Resource if try(statement.Sid, "") == "Secrets"])) == tolist([
+      "arn:aws:secretsmanager:eu-central-1:123456789012:secret:both-AbCdEf",
       "arn:aws:secretsmanager:eu-central-1:123456789012:secret:made-AbCdEf",
       "arn:aws:secretsmanager:eu-central-1:123456789012:secret:many-AbCdEf",
-      "arn:aws:secretsmanager:eu-central-1:123456789012:secret:both-AbCdEf",
       "arn:aws:secretsmanager:eu-central-1:123456789012:secret:password-AbCdEf",
-    ]
+    ])
     error_message = "ECS may read these secrets, each once, and no others."
+  }
+  assert {
+    condition     = [for statement in jsondecode(aws_iam_role_policy.execution.policy).Statement : statement.Resource if statement.Action == "kms:Decrypt"] == [var.kms_key_arn, var.secrets_kms_key_arn]
+    error_message = "ECS may use the keys of the token and of the secrets."
   }
   assert {
     condition     = tolist(aws_iam_role_policy_attachment.sources[*].policy_arn) == var.source_policy_arns
@@ -130,7 +150,7 @@ run "queue_that_is_there" {
   variables {
     aws_command_queue_arn                    = "arn:aws:sqs:eu-central-1:123456789012:there.fifo"
     queue_kms_key_arn                        = "arn:aws:kms:eu-central-1:123456789012:key/00000000-0000-0000-0000-000000000002"
-    existing_datahub_access_token_secret_arn = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:token-AbCdEf"
+    existing_datahub_access_token_secret_arn = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:token-AbCdEf:token::"
     existing_cluster_name                    = "shared"
     image                                    = "registry.example.com/datahub-remote-executor:1.0.0"
     spot_percent                             = 100
@@ -145,12 +165,19 @@ run "queue_that_is_there" {
     error_message = "A queue of this account and region is scaled on and watched."
   }
   assert {
-    condition     = length(aws_iam_role_policy.execution_image) == 0 && length(aws_ecs_cluster.this) == 0
+    condition     = !strcontains(aws_iam_role_policy.execution.policy, "ecr:") && length(aws_ecs_cluster.this) == 0
     error_message = "No rights on ECR for an image elsewhere; no cluster where there is one."
   }
   assert {
-    condition     = jsondecode(aws_iam_role_policy.task_key[0].policy).Statement[0].Resource == [var.queue_kms_key_arn]
+    condition     = jsondecode(aws_iam_role_policy.task.policy).Statement[2].Resource == var.queue_kms_key_arn
     error_message = "The task may use the queue's key."
+  }
+  assert {
+    condition = (
+      jsondecode(aws_iam_role_policy.execution.policy).Statement[1].Resource == ["arn:aws:secretsmanager:eu-central-1:123456789012:secret:token-AbCdEf"]
+      && jsondecode(aws_ecs_task_definition.this.container_definitions)[0].secrets[0].valueFrom == var.existing_datahub_access_token_secret_arn
+    )
+    error_message = "ECS reads one key of a secret, by a right on the secret."
   }
 }
 
@@ -167,6 +194,37 @@ run "queue_elsewhere" {
   assert {
     condition     = length(aws_cloudwatch_metric_alarm.oldest_message) == 0
     error_message = "What has its metrics elsewhere is not watched here."
+  }
+}
+
+run "nothing_elsewhere" {
+  variables {
+    aws_command_queue_arn = "arn:aws:sqs:us-west-2:210987654321:theirs"
+    min_tasks             = 0
+    image                 = "123456789012.dkr.ecr-fips.us-east-1.amazonaws.com/team/datahub-remote-executor:1.0.0"
+    task_cpu              = 16384
+    task_memory           = 122880
+  }
+
+  assert {
+    condition     = length(aws_cloudwatch_metric_alarm.no_task) == 0
+    error_message = "Where no task is wanted, none is missed."
+  }
+  assert {
+    condition     = strcontains(aws_iam_role_policy.execution.policy, "arn:aws:ecr:us-east-1:123456789012:repository/team/datahub-remote-executor\"")
+    error_message = "ECS may pull from the registry's FIPS address, too."
+  }
+}
+
+# What is made in the same configuration has no ARN while planning.
+run "made_along" {
+  module {
+    source = "./tests/made_along"
+  }
+
+  assert {
+    condition     = output.executor.queue_arn == "arn:aws:sqs:eu-central-1:123456789012:made"
+    error_message = "A queue is made."
   }
 }
 

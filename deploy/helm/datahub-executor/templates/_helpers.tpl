@@ -128,6 +128,11 @@ https://sqs.{{ index $parts 3 }}.{{ $suffix }}/{{ index $parts 4 }}/{{ index $pa
 {{- if not (has (default "" $datahub.auth.type) (list "" "pat")) -}}
 {{- $faults = append $faults (printf "global.datahub.auth.type is %q: this executor knows access tokens only; put one into the Secret global.datahub.gms.secretRef" $datahub.auth.type) -}}
 {{- end -}}
+{{- if not .Values.image.repository -}}
+{{- $faults = append $faults "image.repository is not set: build docker/Dockerfile, push it, and name it here" -}}
+{{- else if and (not .Values.image.tag) (eq .Chart.AppVersion "local") -}}
+{{- $faults = append $faults "image.tag is not set: it must be the tag that you pushed" -}}
+{{- end -}}
 {{- if or (contains "795586375822.dkr.ecr" .Values.image.repository) (contains "acryl-prod/" .Values.image.repository) -}}
 {{- $faults = append $faults (printf "image.repository is %q, the image of another executor: build docker/Dockerfile, push it, and name it here" .Values.image.repository) -}}
 {{- end -}}
@@ -143,6 +148,10 @@ https://sqs.{{ index $parts 3 }}.{{ $suffix }}/{{ index $parts 4 }}/{{ index $pa
 {{- end -}}
 {{- if and .Values.persistentVolume.enabled (not .Values.persistentVolume.existingClaim) (ne .Values.workloadKind "StatefulSet") -}}
 {{- $faults = append $faults "persistentVolume.enabled needs workloadKind: StatefulSet, or persistentVolume.existingClaim" -}}
+{{- end -}}
+{{- $group := .Values.podSecurityContext | default dict -}}
+{{- if and .Values.persistentVolume.enabled (hasKey $group "fsGroup") (ne (default "Always" $group.fsGroupChangePolicy) "OnRootMismatch") -}}
+{{- $faults = append $faults "podSecurityContext.fsGroupChangePolicy must be OnRootMismatch with persistentVolume.enabled: Always, which is Kubernetes' default, opens the work folder to the group at each start" -}}
 {{- end -}}
 {{- if and .Values.keda.enabled (not .Values.queue.url) -}}
 {{- $faults = append $faults "keda.enabled needs queue.url" -}}
