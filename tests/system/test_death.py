@@ -96,10 +96,10 @@ async def test_all_that_a_killed_executor_started_is_gone_and_another_one_takes_
             first.send(signal.SIGKILL)
             await gone(leader, daemon)
             claimed = await second.until("run_claimed")
+            [_, after] = await clis.noted("daemon", 2)
             clis.let("go")
             assert await ended(stand_in, "r1", second) == "SUCCESS"
             await second.until("run_settled")
-    [_, after] = clis.notes("daemon")
     await gone(after)
     assert claimed["attempt"] == 2
     [reason] = before(stand_in.store.history("r1")[-1])
