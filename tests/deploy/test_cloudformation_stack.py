@@ -409,7 +409,7 @@ def test_a_first_task_is_started_where_there_may_be_none(plain: Stack, full: Sta
     assert rings(alarm, visible=[0, 1, 1], desired=[0, 0, 0])
     assert rings(alarm, visible=[LATE, 1, 1], desired=[LATE, LATE, LATE])
     assert rings(alarm, visible=[1, 1, LATE], desired=[0, 0, LATE])
-    assert not rings(alarm, visible=[1, 1, 1], desired=[1, 1, 1])  # it starts, or can't: no more are added
+    assert not rings(alarm, visible=[1, 1, 1], desired=[1, 1, 1])  # one is wanted already
     assert not rings(alarm, visible=[9, 9, 9], desired=[4, 4, LATE])  # none is taken for want of one point
     assert not rings(alarm, visible=[0, 0, 0], desired=[0, 0, 0])
     assert not rings(alarm, visible=[LATE, LATE, LATE], desired=[LATE, LATE, LATE])
