@@ -43,7 +43,7 @@ def localstack_venv() -> Path:
     """The venv that LocalStack is in."""
     venv = Path(os.environ.get("TEST_LOCALSTACK_VENV", ROOT / ".cache" / "localstack"))
     if not (venv / "bin" / "python").exists():
-        _cannot_be_had(f"no LocalStack in {venv}: `make setup-tests` puts it there")
+        cannot_be_had(f"no LocalStack in {venv}: `make setup-tests` puts it there")
     return venv
 
 
@@ -56,7 +56,7 @@ def localstack(
         with servers.run_localstack(localstack_venv, tmp_path_factory.mktemp("localstack")) as server:
             yield server
     except servers.ServerUnavailableError as error:
-        _cannot_be_had(error)
+        cannot_be_had(error)
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +66,7 @@ def postgres() -> Iterator[servers.Postgres]:
         with servers.run_postgres() as server:
             yield server
     except servers.ServerUnavailableError as error:
-        _cannot_be_had(error)
+        cannot_be_had(error)
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +74,7 @@ def cli_venv() -> Path:
     """The venv of the real DataHub CLI, with its SQLAlchemy and PostgreSQL sources."""
     venv = Path(os.environ.get("TEST_CLI_VENV", ROOT / ".cache" / "cli"))
     if not (venv / "bin" / "datahub").exists():
-        _cannot_be_had(f"no DataHub CLI in {venv}: `make setup-tests` puts it there")
+        cannot_be_had(f"no DataHub CLI in {venv}: `make setup-tests` puts it there")
     return venv
 
 
@@ -102,8 +102,8 @@ def sqlite_db(tmp_path: Path) -> Path:
     return path
 
 
-def _cannot_be_had(reason: object) -> NoReturn:
-    """A machine of one's own may lack a server; CI may not."""
+def cannot_be_had(reason: object) -> NoReturn:
+    """A machine of one's own may lack something; CI may not."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"CI must have this: {reason}", pytrace=False)
     pytest.skip(str(reason))

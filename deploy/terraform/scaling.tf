@@ -156,7 +156,7 @@ resource "aws_cloudwatch_metric_alarm" "first_task" {
     id          = "stuck"
     label       = "A request waits and no task is wanted"
     return_data = true
-    # By what is wanted: an image that doesn't start adds no more.
+    # A task that is starting counts, once it has metrics at all.
     expression = "IF(visible > 0 AND FILL(desired, 0) < 1, 1, 0)"
   }
 }

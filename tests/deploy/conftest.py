@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, cannot_be_had
 from tests.deploy.cloud import Cloud, run_cloud
 from tests.servers import ServerUnavailableError
 
@@ -27,11 +27,4 @@ def cloud(deploy_venv: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         with run_cloud(deploy_venv, tmp_path_factory.mktemp("cloud")) as running:
             yield running
     except ServerUnavailableError as error:
-        cannot_be_had(str(error))
-
-
-def cannot_be_had(reason: str) -> None:
-    """A machine of one's own may lack it; CI may not."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"CI must have this: {reason}", pytrace=False)
-    pytest.skip(reason)
+        cannot_be_had(error)

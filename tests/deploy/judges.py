@@ -6,8 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import ROOT
-from tests.deploy.conftest import cannot_be_had
+from tests.conftest import ROOT, cannot_be_had
 
 
 def judged(program: str, *arguments: str, given: object = None) -> Any:

@@ -5,8 +5,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,8 @@ class Task(ExecutorProcess):
 
     def __init__(self, stack: Stack, endpoints: Mapping[str, str], folder: Path) -> None:
         image = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(folder)}
-        super().__init__({**image, **endpoints, **stack.environment()}, folder / "log")
-        self._argv = stack.command()
+        super().__init__({**image, **endpoints, **stack.environment()}, folder / "log", stack.command())
         self._health_check = stack.container()["healthCheck"]["command"]
-
-    async def start(self) -> None:
-        with self.log.open("wb") as output:
-            self.process = await anyio.open_process(self._argv, env=self.env, stdout=output, stderr=output)
 
     async def healthy(self) -> bool:
         """What the container's health check finds."""
@@ -46,19 +40,6 @@ class Task(ExecutorProcess):
         assert argv[-1] == "/opt/datahub-executor/healthcheck.py"
         argv[-1] = str(ROOT / "docker" / "healthcheck.py")
         return (await anyio.run_process(argv, env=self.env, check=False)).returncode == 0
-
-
-@asynccontextmanager
-async def running(stack: Stack, endpoints: Mapping[str, str], folder: Path) -> AsyncIterator[Task]:
-    task = Task(stack, endpoints, folder)
-    await task.start()
-    try:
-        yield task
-    finally:
-        if task.process.returncode is None:
-            task.process.kill()
-        with anyio.CancelScope(shield=True):
-            await task.process.aclose()
 
 
 def moved(folder: Path, cli_venv: Path) -> str:
@@ -128,7 +109,7 @@ async def test_the_task_definition_ingests_from_the_queue_that_was_made(
         OptionalSecretsArn=cloud.secret(json.dumps({"SHOP_URI": f"sqlite:///{sqlite_db}"})),
     )
     queue = stack.outputs["QueueArn"]
-    async with ecs_agent() as agent, running(stack, {**cloud.env, **agent.env}, tmp_path) as task:
+    async with ecs_agent() as agent, Task(stack, {**cloud.env, **agent.env}, tmp_path).running() as task:
         send(cloud, queue, "good", connect_uri="${SHOP_URI}", platform="${SHOP_PLATFORM}")
         send(cloud, queue, "bad", connect_uri="${NOWHERE}")
         assert await ended(stand_in, "good", task) == "SUCCESS"
@@ -164,7 +145,7 @@ async def test_the_task_definition_ingests_from_a_queue_of_another_region(
         AwsCommandQueueArn=queue,
         OptionalEnvVars=moved(tmp_path, cli_venv),
     )
-    async with running(stack, cloud.env, tmp_path) as task:
+    async with Task(stack, cloud.env, tmp_path).running() as task:
         send(cloud, queue, "far", connect_uri=f"sqlite:///{sqlite_db}", platform="sqlite")
         assert await ended(stand_in, "far", task) == "SUCCESS"
         await task.until("run_settled")

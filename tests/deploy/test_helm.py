@@ -493,9 +493,7 @@ async def test_the_service_started_as_its_pod_serves_its_probes_and_takes_reques
     env = {"PATH": f"{Path(sys.executable).parent}:{os.defpath}", **release.env}
     request = {"executor_id": "remote", "exec_id": "faulty", "name": "RUN_INGEST", "args": {"recipe": "]"}}
 
-    service = PodProcess(release, env, tmp_path / "log")
-    await service.start()
-    try:
+    async with PodProcess(release, env, tmp_path / "log").running() as service:
         await service.until("consuming")
         async with httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{env['DATAHUB_EXECUTOR_METRICS_PORT']}"
@@ -512,10 +510,6 @@ async def test_the_service_started_as_its_pod_serves_its_probes_and_takes_reques
             assert await stand_in.wait_for_status("faulty", "FAILURE", "SUCCESS") == "FAILURE"
         service.process.terminate()
         await service.until("stopping")
-    finally:
-        service.process.kill()
-        with anyio.CancelScope(shield=True):
-            await service.process.aclose()
     assert {path.name: path.stat().st_mode & 0o777 for path in mount.iterdir()} == {"executor": 0o700}
 
 
@@ -523,13 +517,8 @@ class PodProcess(ExecutorProcess):
     """The container's command, without the init that is the image's alone."""
 
     def __init__(self, release: Release, env: Mapping[str, str], log: Path) -> None:
-        super().__init__(env, log)
         image = read_dockerfile()["executor"]
         container = release.container
         words = container.get("command", image.words("ENTRYPOINT"))
         words += container.get("args", [] if "command" in container else image.words("CMD"))
-        self._argv = words[words.index("--") + 1 :]
-
-    async def start(self) -> None:
-        with self.log.open("wb") as output:
-            self.process = await anyio.open_process(self._argv, env=self.env, stdout=output, stderr=output)
+        super().__init__(env, log, words[words.index("--") + 1 :])

@@ -4,10 +4,10 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import anyio
 
@@ -15,23 +15,35 @@ from tests.servers.process import free_port
 
 T = TypeVar("T")
 
+RUN = (sys.executable, "-m", "executor", "run")
 DEADLINE = 60.0  # seconds that anything expected of the service may take
 
 
 class ExecutorProcess:
     """`datahub-executor run`, its log and its end."""
 
-    def __init__(self, env: Mapping[str, str], log: Path) -> None:
+    def __init__(self, env: Mapping[str, str], log: Path, argv: Sequence[str] = RUN) -> None:
         self.env = env
         self.log = log
+        self.argv = argv
         self.process: anyio.abc.Process
 
     async def start(self) -> None:
         """Start it; the log's file gets what it prints."""
         with self.log.open("wb") as output:
-            self.process = await anyio.open_process(
-                [sys.executable, "-m", "executor", "run"], env=self.env, stdout=output, stderr=output
-            )
+            self.process = await anyio.open_process(self.argv, env=self.env, stdout=output, stderr=output)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Self]:
+        """Have it run; killed at the end if it still does."""
+        await self.start()
+        try:
+            yield self
+        finally:
+            if self.process.returncode is None:
+                self.process.kill()
+            with anyio.CancelScope(shield=True):
+                await self.process.aclose()
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:
         """The events in its log, all or those of one name."""
@@ -84,12 +96,5 @@ async def executor_process(folder: Path, env: Mapping[str, str]) -> AsyncIterato
         "DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT": "10",
         **env,
     }
-    service = ExecutorProcess(whole, folder / "log")
-    await service.start()
-    try:
+    async with ExecutorProcess(whole, folder / "log").running() as service:
         yield service
-    finally:
-        if service.process.returncode is None:
-            service.process.kill()
-        with anyio.CancelScope(shield=True):
-            await service.process.aclose()

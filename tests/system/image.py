@@ -11,8 +11,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import anyio
-
 from tests.conftest import ROOT
 from tests.servers.executor import ExecutorProcess
 
@@ -219,14 +217,8 @@ class ContainerProcess(ExecutorProcess):
     """The image's program with its log, as `docker run` would have it."""
 
     def __init__(self, image: Image, argv: Sequence[str], env: Mapping[str, str], log: Path) -> None:
-        super().__init__(env, log)
+        super().__init__(env, log, argv)
         self._contained = image.base is not None
-        self._argv = argv
-
-    async def start(self) -> None:
-        """Start it; the log's file gets what it prints."""
-        with self.log.open("wb") as output:
-            self.process = await anyio.open_process(self._argv, env=self.env, stdout=output, stderr=output)
 
     def first(self) -> Path:
         """The /proc entry of the process that gets the container's signals: in a container, its number 1."""
@@ -247,12 +239,5 @@ async def container(
 ) -> AsyncIterator[ContainerProcess]:
     """A stage's program, running; killed at the end if it still does."""
     whole = {**image.environment(name), **env}
-    process = ContainerProcess(image, image.command(name, *arguments), whole, log)
-    await process.start()
-    try:
+    async with ContainerProcess(image, image.command(name, *arguments), whole, log).running() as process:
         yield process
-    finally:
-        if process.process.returncode is None:
-            process.process.kill()
-        with anyio.CancelScope(shield=True):
-            await process.process.aclose()
