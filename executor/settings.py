@@ -70,7 +70,7 @@ def secrets_of(text: str) -> dict[str, str]:
     """Names and values of a JSON object; numbers, true and false are taken as their text. Raises ValueError."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError("it is not JSON") from None
     values = found.values() if isinstance(found, dict) else [None]
     if any(isinstance(value, dict | list | None) for value in values):
