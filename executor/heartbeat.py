@@ -132,8 +132,7 @@ class Heartbeat:
         backoff, last_ping = self.backoff(first=self.poll_interval), 0.0
         while True:
             self.beat("signals", self.poll_interval)
-            watched = [run for run in self.active if run.phase not in {Phase.SETTLING, Phase.SETTLED}]
-            now = anyio.current_time()
+            watched, now = self._watched(), anyio.current_time()
             try:
                 with anyio.fail_after(SIGNALS_TIMEOUT):
                     if watched:
@@ -147,8 +146,11 @@ class Heartbeat:
             backoff.reset()
             if watched:
                 await anyio.sleep(self.poll_interval)
-            else:
+            elif not self._watched():  # one that came while DataHub was asked has announced itself already
                 await self._idle("signals", last_ping + IDLE_PING_INTERVAL - anyio.current_time())
+
+    def _watched(self) -> list[Run]:
+        return [run for run in self.active if run.phase not in {Phase.SETTLING, Phase.SETTLED}]
 
     async def _stop_killed(self, watched: Sequence[Run]) -> None:
         killed = await self.datahub.kill_signals([run.exec_id for run in watched])

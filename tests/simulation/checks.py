@@ -23,10 +23,13 @@ A server that ignores conditions, or keeps no properties, can't tell claims apar
 owner's life too seldom. There the rules about two processes, overwriting, causes and attempts hold only for a
 request that was delivered by one message, one copy at a time.
 
-One hole is known, and counted apart. While the owner's lease lasts, a second copy of a message, its handle valid
-beside the first one's, reaches an executor while the owner can't tell DataHub that it lives, being stopped or cut
-off; or the copy's handle replaces the first one while the owner is stopped, so that it can't notice. Nobody can
-tell that from its death. It is excused only if DataHub stored no write of that owner's for a whole proof period.
+One hole is known, and counted apart. While the owner's lease lasts, a second copy of a message reaches an executor
+while the owner can't tell DataHub that it lives, being stopped or cut off, nor notice the copy: the copy's handle
+is valid beside the first one's, or the owner can't reach the queue either. Nobody can tell that from its death. It
+is excused only if DataHub stored no write of that owner's for a whole proof period.
+
+A kill's message goes to the dead-letter queue unrecorded, and is excused, where the queue handed out copies of it:
+they use up its receives within moments of a DataHub that is away.
 """
 
 from collections.abc import Callable
@@ -122,7 +125,7 @@ class Checks:
         if record.processes:
             world.counts["takeovers"] += 1
         record.processes.append(process)
-        if alive and not self._excused(record, alive[0]):
+        if alive and not any(self._excused(record, one) for one in (alive[0], process)):
             self._breach(
                 "two processes", f"{exec_id}: of {alive[0].executor.name} and {process.executor.name}"
             )
@@ -195,6 +198,8 @@ class Checks:
         if not copy.signal:
             record.redriven = True
             record.gone.add(copy.message_id)
+        elif record.killed_at is None and copy.duplicates:
+            self._world.counts["excused: copies used up the receives of a kill's message"] += 1
         elif record.killed_at is None:
             self._breach(
                 "killed in vain", f"{copy.exec_id}: its kill went to the dead-letter queue unrecorded"
@@ -232,8 +237,7 @@ class Checks:
         patience = 2 * settings_of(world.plan).signal_poll_interval + KILL_SLACK
         if record.killed_at is None or world.now - record.killed_at <= patience:
             return
-        cut = world.network.is_cut(executor.index, "datahub")
-        if executor.loop.paused or cut or world.now - executor.blind_at <= patience + FORGETS:
+        if self._hampered(executor, "datahub", patience + FORGETS):
             world.counts["excused: started, as the kill could not be read"] += 1
             return
         self._breach(
@@ -251,13 +255,16 @@ class Checks:
         window = proof_period + HOLE_SLACK
         if self._world.now - record.written.get(process.owner, ("", 0.0))[1] < proof_period:
             return False
-        cut = self._world.network.is_cut(owner.index, "datahub")
-        hampered = owner.loop.paused or cut or self._world.now - owner.hampered_at <= window
-        stopped = owner.loop.paused or self._world.now - owner.woke_at <= window
-        if (record.twinned and hampered) or (record.duplicated and stopped):
+        unnoticed = record.twinned or (record.duplicated and self._hampered(owner, "queue", window))
+        if unnoticed and self._hampered(owner, "datahub", window):
             self._world.counts["excused: the known hole"] += 1
             return True
         return False
+
+    def _hampered(self, executor: "SimExecutor", server: str, window: float) -> bool:
+        """Whether it could not reach the server, or stood still, at some moment of the last so many seconds."""
+        cut = self._world.network.is_cut(executor.index, server)
+        return executor.loop.paused or cut or self._world.now - executor.hampered_at[server] <= window
 
     def _unfounded(self, record: Record, status: str) -> str | None:
         causes: dict[str, tuple[Callable[[], bool], str]] = {

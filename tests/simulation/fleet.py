@@ -14,6 +14,7 @@ from executor.stopping import StopRequest
 from executor.worker import Worker
 from tests.simulation.clients import QUEUE_URL, SimTransport, SqsClient
 from tests.simulation.kernel import Handle, Loop
+from tests.simulation.network import SERVERS
 from tests.simulation.plan import EPOCH, EXECUTOR_ID, settings_of
 from tests.simulation.processes import SimIngestion, SimProcess
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from asyncio import Future
 
     from tests.simulation.world import World
+
+LONG_AGO = -1000.0  # seconds
 
 
 class SimExecutor:
@@ -32,9 +35,7 @@ class SimExecutor:
         self.alive = False
         self.processes: list[SimProcess] = []
         self.on_wake: list[Callable[[], None]] = []
-        self.woke_at = -1000.0  # when it last was continued
-        self.hampered_at = -1000.0  # when it last failed to reach DataHub, or stood still
-        self.blind_at = -1000.0  # when its last life failed to reach DataHub, or stood still
+        self.hampered_at = dict.fromkeys(SERVERS, LONG_AGO)  # it stood still, or failed to reach it
         self.worker: Worker | None = None
         self._world = world
         self._stopping: StopRequest | None = None
@@ -53,7 +54,7 @@ class SimExecutor:
         self.alive = True
         self.generation += 1
         self.processes = []
-        self.hampered_at, self.blind_at = self._world.now, -1000.0
+        self.hampered_at = dict.fromkeys(SERVERS, LONG_AGO)
         self.loop = Loop(self._world.kernel, self.index, self._unhandled)
         self._world.tell(self.name, "starts")
         self.loop.post(self._begin, self.loop)
@@ -130,7 +131,7 @@ class SimExecutor:
         if loop.closed or not loop.paused:
             return
         self._world.tell(self.name, "goes on")
-        self.hampered_at = self.blind_at = self.woke_at = self._world.now
+        self.hampered_at = dict.fromkeys(SERVERS, self._world.now)
         sends, self.on_wake = self.on_wake, []
         for send in sends:
             send()

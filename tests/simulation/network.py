@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from tests.simulation.fleet import SimExecutor
     from tests.simulation.world import World
 
+SERVERS = ("queue", "datahub")
+
 Reply = Callable[[Any], None]
 Serve = Callable[[Reply], None]
 
@@ -143,13 +145,13 @@ class _Call:
         limit = self.sent_at + ANSWER_LIMIT
         if when > limit:
             when, answer = limit, LateError()
+        if isinstance(answer, Exception) or when > self.sent_at + 1:
+            self._hampered(min(when, self.world.now + GIVEN_UP_AFTER))
         self.world.kernel.at(when, self._deliver, answer)
 
     def _hampered(self, until: float) -> None:
-        """Until then its executor may not have told DataHub what it wanted to."""
-        if self.server == "datahub":
-            self.executor.hampered_at = max(self.executor.hampered_at, until)
-            self.executor.blind_at = max(self.executor.blind_at, until)
+        """Until then its executor may not have told the server what it wanted to."""
+        self.executor.hampered_at[self.server] = max(self.executor.hampered_at[self.server], until)
 
     def _deliver(self, answer: Any) -> None:
         if isinstance(answer, Exception) or self.world.now > self.sent_at + 1:

@@ -21,8 +21,8 @@ class Copy:
     """One stored copy of a message. Two copies of the same message have the same id and handles of their own."""
 
     __slots__ = (
-        "attributes", "body", "count", "exec_id", "gone", "handle", "message_id", "received_at", "returns",
-        "sent_at", "signal", "visible_at",
+        "attributes", "body", "count", "duplicates", "exec_id", "gone", "handle", "message_id", "received_at",
+        "returns", "sent_at", "signal", "visible_at",
     )  # fmt: skip
 
     def __init__(
@@ -35,6 +35,7 @@ class Copy:
         self.attributes = attributes
         self.signal = signal
         self.count = 0
+        self.duplicates = 0  # how often it was handed out once more while it was hidden
         self.handle = ""
         self.received_at = 0.0
         self.visible_at = sent_at
@@ -47,6 +48,7 @@ class Copy:
             self.message_id, self.body, self.exec_id, self.sent_at, self.attributes, signal=self.signal
         )
         copy.count = self.count
+        copy.duplicates = self.duplicates
         return copy
 
 
@@ -219,6 +221,7 @@ class SqsServer:
         world = self._world
         if copy.gone or world.calm or copy.visible_at <= world.now:
             return
+        copy.duplicates += 1
         world.checks.duplicated(copy.exec_id)
         if not world.plan.twins:
             world.counts["duplicates, handle replaced"] += 1
