@@ -1,5 +1,6 @@
 """One task for all active runs: keeps their leases, sees their kill signals, pushes their progress."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -129,7 +130,7 @@ class Heartbeat:
             self.metrics.leases_lost.inc()
 
     async def _watch_signals(self) -> None:
-        backoff, last_ping = self.backoff(first=self.poll_interval), 0.0
+        backoff, last_ping = self.backoff(first=self.poll_interval), -math.inf
         while True:
             self.beat("signals", self.poll_interval)
             watched, now = self._watched(), anyio.current_time()

@@ -8,6 +8,7 @@ import anyio
 import pytest
 import structlog
 
+from executor import heartbeat
 from executor.backoff import Backoff
 from executor.claim import Claim
 from executor.datahub.client import open_datahub
@@ -151,6 +152,21 @@ async def test_the_kill_signals_of_all_runs_are_looked_up_in_one_call(site: Site
         site.clis.let("go")
         for exec_id in ("r0", "r1", "r3"):
             assert (await site.settled(exec_id)).status == "SUCCESS"
+
+
+async def test_a_run_that_came_during_a_look_at_an_idle_datahub_is_watched(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "IDLE_PING_INTERVAL", 3600.0)
+    site.fake_cli("fake", PATIENT)
+    look = site.datahub.faults.add(BATCH_GET, Fault.hang(), times=1)
+    async with site.service():
+        await site.until(lambda: look.times == 0)
+        await site.submit("r1")
+        await site.clis.noted("started")
+        site.datahub.faults.clear(look)
+        site.kill("r1")
+        assert (await site.settled("r1")).status == "CANCELLED"
 
 
 async def test_progress_is_pushed_when_there_is_some_and_only_then(site: Site) -> None:
