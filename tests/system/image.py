@@ -202,11 +202,11 @@ def _python_with_pip() -> str:
 
 
 def _contained(root: Path) -> list[str]:
-    """As a container is run: its own processes, a read-only root, a user without rights, a volume to write to."""
+    """As a container is run: its own processes, a read-only root with its /tmp, no rights, a volume to write to."""
     uid = read_dockerfile()["system"].all("USER")[-1]
     script = (
         'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && mount -t proc proc "$0/proc" && '
-        'mount -t tmpfs -o mode=1777 tmpfs "$0/tmp" && mkdir "$0/tmp/datahub" && '
+        'mount -t tmpfs tmpfs "$0/tmp" && mkdir "$0/tmp/datahub" && mount -o remount,ro "$0/tmp" && '
         'mount -t tmpfs -o mode=0700,uid=${1%:*},gid=${1#*:} tmpfs "$0/tmp/datahub" && '
         'root=$0 user=$1 && shift && exec chroot --userspec="$user" "$root" "$@"'
     )

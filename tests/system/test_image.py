@@ -19,7 +19,7 @@ import pytest
 from executor.local.datahub import DataHubStandIn
 from executor.operations.health import LIVENESS_FILE, Health
 from executor.settings import load_settings
-from tests.conftest import ROOT
+from tests.conftest import ROOT, cannot_be_had
 from tests.servers import LocalStack
 from tests.servers.executor import DEADLINE, eventually
 from tests.servers.process import free_port
@@ -335,5 +335,5 @@ def test_shellcheck_has_nothing_to_say() -> None:
 def tool(name: str) -> str:
     found = shutil.which(name, path=f"{ROOT / '.cache/docker/bin'}:{os.environ['PATH']}")
     if found is None:
-        pytest.skip(f"no {name} here: requirements/docker.in names a package that brings it")
+        cannot_be_had(f"no {name} here: `make setup-tests` brings it (requirements/docker.in)")
     return found
