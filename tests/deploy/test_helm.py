@@ -491,7 +491,6 @@ async def test_the_service_started_as_its_pod_serves_its_probes_and_takes_reques
     [made] = judged("chart.py", given=[values])
     release = Release(made)
     env = {"PATH": f"{Path(sys.executable).parent}:{os.defpath}", **release.env}
-    request = {"executor_id": "remote", "exec_id": "faulty", "name": "RUN_INGEST", "args": {"recipe": "]"}}
 
     async with PodProcess(release, env, tmp_path / "log").running() as service:
         await service.until("consuming")
@@ -501,13 +500,14 @@ async def test_the_service_started_as_its_pod_serves_its_probes_and_takes_reques
             for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
                 answer = await client.get(release.container[probe]["httpGet"]["path"])
                 assert answer.status_code == httpx.codes.OK, answer.text
-        [told] = re.findall(r" exec \S+ -- (.+)", release.notes)
-        checked = await anyio.run_process(shlex.split(told), env=env, check=False)
+        check, submit = re.findall(r" exec (?:-i )?\S+ -- ([^<\n]+)", release.notes)
+        checked = await anyio.run_process(shlex.split(check), env=env, check=False)
         assert re.search("✓ token", checked.stdout.decode()), checked
-        async with localstack.client() as sqs:
-            await sqs.send_message(QueueUrl=queue, MessageBody=json.dumps(request))
+        recipe = b"source: {type: nothing}"
         with anyio.fail_after(DEADLINE):
-            assert await stand_in.wait_for_status("faulty", "FAILURE", "SUCCESS") == "FAILURE"
+            submitted = await anyio.run_process(shlex.split(submit), input=recipe, env=env, check=False)
+        assert submitted.returncode == 1
+        assert "FAILURE" in submitted.stdout.decode(), submitted
         service.process.terminate()
         await service.until("stopping")
     assert {path.name: path.stat().st_mode & 0o777 for path in mount.iterdir()} == {"executor": 0o700}
