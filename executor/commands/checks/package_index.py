@@ -42,7 +42,9 @@ async def check_index(settings: Settings, env: Mapping[str, str], findings: Find
     began = anyio.current_time()
     try:
         spec = _spec(asked)
-        with tempfile.TemporaryDirectory() as folder, anyio.fail_after(ANSWERS_WITHIN):
+        # /tmp may be read-only.
+        within = settings.work_dir if settings.work_dir.is_dir() else None
+        with tempfile.TemporaryDirectory(dir=within) as folder, anyio.fail_after(ANSWERS_WITHIN):
             place = Path(folder)
             program = Uv(binary=Path(uv.find_uv_bin()), run=run, environ=asked, cache=place / "cache")
             version = await program.latest(spec, place)
