@@ -12,6 +12,9 @@ DOCKER := .cache/docker
 DEPLOY := .cache/deploy
 KUBERNETES := .cache/kubernetes
 
+# The tests start some thousand Python processes: each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
