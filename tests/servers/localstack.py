@@ -7,11 +7,12 @@ import signal
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
-from aiobotocore.session import get_session
+from aiobotocore.session import AioSession, get_session
 
 from tests.servers.process import ServerUnavailableError, free_port, server_process
 
@@ -36,7 +37,7 @@ class LocalStack:
 
     def client(self) -> AbstractAsyncContextManager[Any]:
         """An SQS client of the test's own, independent of the code under test."""
-        client: AbstractAsyncContextManager[Any] = get_session().create_client(
+        client: AbstractAsyncContextManager[Any] = _session().create_client(
             "sqs",
             endpoint_url=self.endpoint,
             region_name=self.region,
@@ -72,6 +73,12 @@ class LocalStack:
         """The URL of the dead-letter queue of a queue that was made with `redrive`."""
         name = queue_url.removesuffix(".fifo")
         return f"{name}-dead.fifo" if queue_url.endswith(".fifo") else f"{name}-dead"
+
+
+@cache
+def _session() -> AioSession:
+    """One for all clients: each session reads the description of the service anew."""
+    return get_session()
 
 
 @contextmanager
