@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import anyio
 
-from benchmarks.harness import MB, Bench, Figure, Memory, ServiceProcess, max_of, service
+from benchmarks.harness import MB, Bench, Figure, ServiceProcess, max_of, service
+from benchmarks.kernel import Memory
 
 NAME = "memory"
 ROUNDS = 1

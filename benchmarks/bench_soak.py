@@ -12,7 +12,6 @@ from benchmarks.harness import (
     MB,
     Bench,
     Figure,
-    Memory,
     ServiceProcess,
     max_of,
     new_id,
@@ -20,6 +19,7 @@ from benchmarks.harness import (
     service,
     until,
 )
+from benchmarks.kernel import Memory
 
 NAME = "soak"
 ROUNDS = 1

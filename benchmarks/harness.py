@@ -19,6 +19,8 @@ from typing import Any
 import anyio
 import httpx
 
+from benchmarks import kernel
+from benchmarks.kernel import Memory
 from executor.local.datahub import DataHubStandIn
 from executor.local.store import Record
 from tests.servers import LocalStack
@@ -27,7 +29,6 @@ from tests.servers.process import free_port
 TOKEN = "benchmark-token"
 START_DEADLINE = 60.0  # seconds that the service may take until it is ready
 RUN_DEADLINE = 180.0  # seconds that any run measured here may take
-TICKS = os.sysconf("SC_CLK_TCK")  # a second of processor time, as /proc counts it
 MB = 1_000_000
 
 
@@ -102,6 +103,7 @@ class Bench:
     sqs: Any
     cli_venv: Path
     folder: Path
+    docs: Path | None = None  # where what was measured is to be written down
 
     @property
     def bundled(self) -> Path:
@@ -221,12 +223,11 @@ class ServiceProcess:
         """Return once a run is over and its message deleted."""
         await until(lambda: bool(self.events("run_settled", exec_id)))
 
-    def cpu_seconds(self, *, with_children: bool = False) -> float:
-        """Its own processor time so far; or with that of the children that have ended."""
-        fields = Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return sum(map(int, fields[11 : 15 if with_children else 13])) / TICKS
+    def cpu_seconds(self) -> float:
+        """Its own processor time so far."""
+        return kernel.cpu_seconds(self.pid)
 
-    def memory(self) -> "Memory":
+    def memory(self) -> Memory:
         """What it holds now."""
         return Memory.of(self.pid)
 
@@ -242,11 +243,7 @@ class ServiceProcess:
 
     def children(self) -> dict[int, str]:
         """Its own children: number and command line."""
-        return {
-            int(entry.name): (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            for entry in Path("/proc").iterdir()
-            if entry.name.isdigit() and _parent(entry) == self.pid
-        }
+        return kernel.children(self.pid)
 
     def kill(self) -> None:
         """End it and its runs at once: how it stops is not measured here."""
@@ -256,29 +253,6 @@ class ServiceProcess:
         for leader in runs:
             with suppress(ProcessLookupError):
                 os.killpg(leader, signal.SIGKILL)
-
-
-@dataclass(frozen=True)
-class Memory:
-    """A process's memory in bytes: shared pages shared out (PSS), in full (RSS), only its own (USS)."""
-
-    pss: int
-    rss: int
-    uss: int
-
-    @classmethod
-    def of(cls, pid: int) -> "Memory":
-        """Read from the kernel's roll-up of all mappings."""
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-        sizes = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-        return cls(sizes["Pss"], sizes["Rss"], sizes["Private_Clean"] + sizes["Private_Dirty"])
-
-
-def _parent(entry: Path) -> int | None:
-    try:
-        return int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
-    except OSError:
-        return None  # it ended meanwhile
 
 
 @asynccontextmanager
