@@ -1,6 +1,6 @@
-"""Measure the service: `python -m benchmarks [--only NAME] [--rounds N] [--all] [--json FILE]`.
+"""Measure the service: `python -m benchmarks [--only NAME] [--rounds N] [--all] [--docs] [--json FILE]`.
 
-These are no tests: the exit code is 0 whatever the figures, unless a measurement breaks.
+These are no tests, as others' load on the machine may raise any figure. The exit code is 1 where a bar is missed.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from benchmarks import (
     bench_noop,
     bench_progress,
     bench_soak,
-    bench_sqlite,
     bench_warm,
 )
 from benchmarks.harness import TOKEN, Bench, Figure, print_table
@@ -37,7 +36,6 @@ MEASUREMENTS: dict[str, tuple[Measure, int]] = {
         bench_noop,
         bench_memory,
         bench_cancel,
-        bench_sqlite,
         bench_warm,
         bench_progress,
         bench_soak,
@@ -60,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _measure_all,
                 names,
                 options.rounds,
+                ROOT / "docs" if options.docs else None,
                 localstack,
                 cli_venv,
                 folder,
@@ -69,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json is not None:
         document = [{**asdict(figure), "reached": figure.reached} for figure in figures]
         options.json.write_text(json.dumps(document, indent=1) + "\n")
-    return 0
+    return int(any(figure.reached is False for figure in figures))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,12 +76,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", action="append", choices=[*MEASUREMENTS], help="this one; may be repeated")
     parser.add_argument("--rounds", type=int, help="samples of each figure, instead of its own number")
     parser.add_argument("--all", action="store_true", help="also what takes more than a minute")
+    parser.add_argument("--docs", action="store_true", help="also write docs/performance.* anew, of `warm`")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all samples there")
     return parser
 
 
 async def _measure_all(
-    names: Sequence[str], rounds: int | None, localstack: LocalStack, cli_venv: Path, folder: Path
+    names: Sequence[str],
+    rounds: int | None,
+    docs: Path | None,
+    localstack: LocalStack,
+    cli_venv: Path,
+    folder: Path,
 ) -> list[Figure]:
     figures = []
     for name in names:
@@ -90,7 +95,7 @@ async def _measure_all(
         began = time.monotonic()
         (folder / name).mkdir()
         async with stand_in(token=TOKEN) as datahub, localstack.client() as sqs:
-            bench = Bench(localstack, datahub, sqs, cli_venv, folder / name)
+            bench = Bench(localstack, datahub, sqs, cli_venv, folder / name, docs)
             figures += await measure(bench, rounds or own_rounds)
         print(f"{name}: measured in {time.monotonic() - began:.0f} s", file=sys.stderr)
     return figures
