@@ -1,20 +1,27 @@
 """What CloudWatch can be asked about the queue and the service: which datapoints there are, and from when on.
 
 Sources: *Available CloudWatch metrics for Amazon SQS* (metrics of a queue that is used; up to 15 minutes late after
-six hours without use), *Container Insights considerations* (ECS Developer Guide: no metrics where no task runs),
-*Using math expressions with CloudWatch metrics* (a missing value counts as 0 beside one that is there; what divides
-by zero is dropped; what IF makes of a missing condition; FILL).
+six hours without use), *Container Insights considerations* (ECS Developer Guide: no metrics where no task runs).
 """
 
 import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
+
+from benchmarks.scaling.metric_math import Point, evaluate
 
 PERIOD = 60.0  # seconds between two datapoints of a metric
 UNUSED = 6 * 3600.0  # seconds without any use after which a queue has no metrics
 KEPT = 20  # minutes that can be asked for: those of the longest alarm, and what may be missing of them
+
+# What the templates in deploy/ scale by. The IF takes the tasks where the queue's metrics have come, else messages
+# that are yet to be counted would be none; and what is divided by nothing is dropped, be it that no task runs, or
+# that it is not known yet.
+BACKLOG_PER_TASK = "(visible + hidden) / IF(visible, running, running)"
+WAITS_FOR_A_TASK = "IF(visible, FILL(desired, 0) < 1, 0)"
 
 
 class Minute(NamedTuple):
@@ -83,22 +90,7 @@ class CloudWatch:
             yield points
 
 
-def backlog_per_task(points: Datapoints) -> float | None:
-    """`IF(visible, (visible + hidden) / running, hidden / running)`.
-
-    No datapoint of a minute in which no task runs, or of which the queue's metrics have not come: IF has none where
-    its condition has none.
-    """
-    if points.visible is None or not points.running:
-        return None
-    return (points.visible + (points.hidden or 0)) / points.running
-
-
-def filled_backlog_per_task(points: Datapoints) -> float:
-    """The same with FILL(…, 0) on each metric: what is not there yet is 0, and the newest minute never is there."""
-    return ((points.visible or 0) + (points.hidden or 0)) / max(points.running or 0, 1)
-
-
-def waits_for_a_task(points: Datapoints) -> bool | None:
-    """`IF(visible, FILL(desired, 0) < 1, 0)`; no datapoint either where the queue's metrics have not come."""
-    return None if points.visible is None else points.visible > 0 and not points.desired
+@lru_cache(maxsize=100_000)  # most minutes are like another
+def reckoned(expression: str, points: Datapoints) -> Point:
+    """What an expression comes to in a minute."""
+    return evaluate(expression, points._asdict())

@@ -9,14 +9,15 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from benchmarks.scaling.metric_math import Point
 from benchmarks.scaling.metrics import (
+    BACKLOG_PER_TASK,
     KEPT,
+    WAITS_FOR_A_TASK,
     CloudWatch,
     Lateness,
     Minute,
-    backlog_per_task,
-    filled_backlog_per_task,
-    waits_for_a_task,
+    reckoned,
 )
 
 OUT_POINTS = 3  # datapoints above the target before it scales out
@@ -40,7 +41,7 @@ class Settings:
         None  # seconds after a deployment's begin: the old tasks' protection is lifted by hand
     )
     lateness: Lateness = field(default_factory=Lateness)
-    filled: bool = False  # FILL(…, 0) on each metric, to see what it does
+    tracked: str = BACKLOG_PER_TASK  # or another expression, to see what it does
 
     @property
     def backlog_target(self) -> float:
@@ -89,12 +90,14 @@ class AutoScaling:
         return now >= max(self._cooling_until, self._stepped_until)
 
     def _wants_first_task(self, now: float) -> bool:
-        said = map(waits_for_a_task, self._cloudwatch.newest(now, FIRST_OF + SPARE))
+        said = self._reckoned(WAITS_FOR_A_TASK, now, FIRST_OF + SPARE)
         return sum([one for one in said if one is not None][:FIRST_OF]) >= FIRST_POINTS
 
-    def _backlogs(self, now: float, minutes: int) -> Iterable[float | None]:
-        metric = filled_backlog_per_task if self.settings.filled else backlog_per_task
-        return map(metric, self._cloudwatch.newest(now, minutes))
+    def _backlogs(self, now: float, minutes: int) -> Iterable[Point]:
+        return self._reckoned(self.settings.tracked, now, minutes)
+
+    def _reckoned(self, expression: str, now: float, minutes: int) -> Iterable[Point]:
+        return (reckoned(expression, points) for points in self._cloudwatch.newest(now, minutes))
 
     def _out(self, now: float, base: int, wanted: int) -> None:
         wanted = min(wanted, self.settings.maximum)
@@ -107,7 +110,7 @@ class AutoScaling:
             self.desired, self._cooling_until = wanted, now + COOLDOWN
 
 
-def _newest(values: Iterable[float | None], count: int, holds: Callable[[float], bool]) -> bool:
+def _newest(values: Iterable[Point], count: int, holds: Callable[[float], bool]) -> bool:
     """Whether so many datapoints are there, and it holds for the newest of them; missing ones are passed over."""
     there = 0
     for value in values:

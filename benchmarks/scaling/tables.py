@@ -15,7 +15,7 @@ from benchmarks.scaling.load import (
     steady,
     working_day,
 )
-from benchmarks.scaling.metrics import Lateness
+from benchmarks.scaling.metrics import BACKLOG_PER_TASK, Lateness
 from benchmarks.scaling.policy import Settings
 
 DEFAULT_MAXIMUM = 4  # of the templates
@@ -53,20 +53,18 @@ def lateness() -> str:
     """What comes of metrics that are late, each by itself: for the first task, and for a spike."""
     rows = []
     first = Load("one", [Request(HOUR + 1, 3 * MINUTE)], until=2 * HOUR, unused=0.0)
-    for sqs, insights, filled in (
-        (1, 1, False),
-        (1, 2, False),
-        (1, 3, False),
-        (2, 2, False),
-        (2, 1, False),
-        (1, 2, True),
+    for sqs, insights, tracked in (
+        *((sqs, insights, BACKLOG_PER_TASK) for sqs, insights in ((1, 1), (1, 2), (1, 3), (2, 2), (2, 1))),
+        (2, 1, "(visible + hidden) / running"),
+        (1, 2, "IF(visible, (visible + hidden) / running, hidden / running)"),
+        (1, 2, "(FILL(visible, 0) + FILL(hidden, 0)) / IF(FILL(running, 0) < 1, 1, FILL(running, 0))"),
     ):
         late = Lateness(sqs * MINUTE, insights * MINUTE)
-        row = [f"{sqs} min", f"{insights} min", "`FILL(…, 0)` on each metric" if filled else "as it is"]
+        row = [f"{sqs} min", f"{insights} min", "as it is" if tracked == BACKLOG_PER_TASK else f"`{tracked}`"]
         for load in (first, first._replace(unused=12 * HOUR)):
-            outcome = Fleet(load, Settings(minimum=0, lateness=late, filled=filled)).run()
+            outcome = Fleet(load, Settings(minimum=0, lateness=late, tracked=tracked)).run()
             row.append("for ever" if outcome.unserved else _time(outcome.waited(1.0)))
-        outcome = Fleet(spike(), Settings(lateness=late, filled=filled)).run()
+        outcome = Fleet(spike(), Settings(lateness=late, tracked=tracked)).run()
         rows.append([*row, _time(outcome.waited(0.5)), str(outcome.peak)])
     head = ["SQS late by", "Container Insights late by", "tracked expression", "from zero, the first waits"]
     head += ["of a queue unused for six hours", "spike of 1,000, minimum 1: median", "tasks at most"]

@@ -24,66 +24,28 @@ resource "aws_appautoscaling_policy" "backlog" {
     scale_out_cooldown = 300
 
     customized_metric_specification {
-      metrics {
-        id          = "visible"
-        label       = "Requests that wait"
-        return_data = false
+      dynamic "metrics" {
+        for_each = { visible = local.visible, hidden = local.hidden, running = local.running }
 
-        metric_stat {
-          stat = "Maximum"
+        content {
+          id          = metrics.key
+          return_data = false
 
-          metric {
-            namespace   = "AWS/SQS"
-            metric_name = "ApproximateNumberOfMessagesVisible"
+          metric_stat {
+            stat = "Maximum"
 
-            dimensions {
-              name  = "QueueName"
-              value = local.queue_name
-            }
-          }
-        }
-      }
+            metric {
+              namespace   = metrics.value.namespace
+              metric_name = metrics.value.metric_name
 
-      metrics {
-        id          = "hidden"
-        label       = "Requests that a task has"
-        return_data = false
+              dynamic "dimensions" {
+                for_each = metrics.value.dimensions
 
-        metric_stat {
-          stat = "Maximum"
-
-          metric {
-            namespace   = "AWS/SQS"
-            metric_name = "ApproximateNumberOfMessagesNotVisible"
-
-            dimensions {
-              name  = "QueueName"
-              value = local.queue_name
-            }
-          }
-        }
-      }
-
-      metrics {
-        id          = "running"
-        label       = "Running tasks"
-        return_data = false
-
-        metric_stat {
-          stat = "Maximum"
-
-          metric {
-            namespace   = "ECS/ContainerInsights"
-            metric_name = "RunningTaskCount"
-
-            dimensions {
-              name  = "ClusterName"
-              value = local.cluster_name
-            }
-
-            dimensions {
-              name  = "ServiceName"
-              value = aws_ecs_service.this.name
+                content {
+                  name  = dimensions.key
+                  value = dimensions.value
+                }
+              }
             }
           }
         }
@@ -93,8 +55,8 @@ resource "aws_appautoscaling_policy" "backlog" {
         id          = "backlog"
         label       = "Requests per task"
         return_data = true
-        # Not filled: where a metric comes late, a filled newest point would always be 0. No task, no point.
-        expression = "(visible + hidden) / running"
+        # No point where no task runs, and none of a minute of which one metric has not come: the newest would always be 0.
+        expression = "(visible + hidden) / IF(visible, running, running)"
       }
     }
   }
@@ -131,7 +93,7 @@ resource "aws_cloudwatch_metric_alarm" "first_task" {
   comparison_operator = "GreaterThanOrEqualToThreshold"
   threshold           = 1
   evaluation_periods  = 3
-  datapoints_to_alarm = 2 # the newest point of a metric that comes late is filled with 0
+  datapoints_to_alarm = 2 # where the tasks' metrics come later than the queue's, the newest point takes none to be wanted
   treat_missing_data  = "notBreaching"
   tags                = var.tags
 
@@ -157,6 +119,6 @@ resource "aws_cloudwatch_metric_alarm" "first_task" {
     label       = "A request waits and no task is wanted"
     return_data = true
     # A task that is starting counts, once it has metrics at all.
-    expression = "IF(visible > 0 AND FILL(desired, 0) < 1, 1, 0)"
+    expression = "IF(visible, FILL(desired, 0) < 1, 0)"
   }
 }

@@ -3,6 +3,7 @@ locals {
   of_service = { ClusterName = local.cluster_name, ServiceName = aws_ecs_service.this.name }
 
   visible = { namespace = "AWS/SQS", metric_name = "ApproximateNumberOfMessagesVisible", dimensions = local.of_queue }
+  hidden  = { namespace = "AWS/SQS", metric_name = "ApproximateNumberOfMessagesNotVisible", dimensions = local.of_queue }
   age     = { namespace = "AWS/SQS", metric_name = "ApproximateAgeOfOldestMessage", dimensions = local.of_queue }
   running = { namespace = "ECS/ContainerInsights", metric_name = "RunningTaskCount", dimensions = local.of_service }
   desired = { namespace = "ECS/ContainerInsights", metric_name = "DesiredTaskCount", dimensions = local.of_service }
@@ -66,7 +67,7 @@ resource "aws_cloudwatch_metric_alarm" "oldest_message" {
     label       = "Seconds that a request has waited"
     return_data = true
     # A long run's message ages, too, as long as it is not deleted: then nothing waits all the time.
-    expression = "IF(visible > 0, age, 0)"
+    expression = "IF(visible, age, 0)"
   }
 }
 
@@ -158,7 +159,7 @@ resource "aws_cloudwatch_metric_alarm" "no_task" {
     id          = local.starts_from_zero ? "stuck" : "missing"
     label       = local.starts_from_zero ? "A request waits and no task runs" : "No task runs"
     return_data = true
-    expression  = local.starts_from_zero ? "IF(visible > 0 AND FILL(running, 0) < 1, 1, 0)" : "IF(FILL(running, 0) < 1, 1, 0)"
+    expression  = local.starts_from_zero ? "IF(visible, FILL(running, 0) < 1, 0)" : "IF(FILL(running, 0) < 1, 1, 0)"
   }
 }
 

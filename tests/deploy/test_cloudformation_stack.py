@@ -5,18 +5,21 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import botocore.session
 import pytest
 from botocore import xform_name
 
+from benchmarks.scaling.metric_math import Point
+from benchmarks.scaling.metrics import BACKLOG_PER_TASK, WAITS_FOR_A_TASK
+from benchmarks.scaling.policy import COOLDOWN, FIRST_OF, FIRST_POINTS, OUT_POINTS, Settings
 from executor.queue.name import QueueName
 from executor.settings import load_settings
 from tests.conftest import ROOT
+from tests.deploy.alarms import Series, rings, series
 from tests.deploy.cloud import ACCOUNT, REGION, Cloud, Stack, whole_secret
-from tests.deploy.metric_math import Point, Series, evaluate, rings
 
 KEY = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/0f9de17a-6465-404e-8b1b-2356dc13c2f8"
 BOUNDARY = f"arn:aws:iam::{ACCOUNT}:policy/boundary"
@@ -348,7 +351,6 @@ def test_tasks_follow_the_requests_per_task(plain: Stack, full: Stack, local: St
         policy = stack.asked("PutScalingPolicy")[0]
         tracking = policy["TargetTrackingScalingPolicyConfiguration"]
         assert (tracking["TargetValue"], tracking["ScaleInCooldown"]) == (target, cooldown)
-        assert tracking["ScaleOutCooldown"] == 300  # what docs/scaling.md was measured with
         *metrics, result = tracking["CustomizedMetricSpecification"]["Metrics"]
         of = {metric["Id"]: metric["MetricStat"]["Metric"] for metric in metrics}
         queue = [{"Name": "QueueName", "Value": QueueName.parse(stack.outputs["QueueArn"]).name}]
@@ -364,17 +366,13 @@ def test_tasks_follow_the_requests_per_task(plain: Stack, full: Stack, local: St
     ("visible", "hidden", "running", "backlog"),
     [
         ([12], [8], [5], [4]),
+        ([0], [8], [2], [4]),
         ([12, LATE], [8, LATE], [5, LATE], [4, None]),
         ([12, 12], [8, 8], [5, LATE], [4, None]),  # the newest is no reason to think that one task has it all
-        (
-            [12, LATE],
-            [8, LATE],
-            [5, 5],
-            [4, 0],
-        ),  # here it is, to think that nothing waits: metric math can't tell
+        ([12, LATE], [8, LATE], [5, 5], [4, None]),  # ... nor to think that nothing waits
         ([3], [0], [LATE], [None]),  # no task runs
         ([3], [0], [0], [None]),
-        ([LATE], [LATE], [2], [0]),  # nobody used the queue for six hours: SQS sends no points
+        ([LATE], [LATE], [2], [None]),  # nobody used the queue for six hours: SQS sends no points
         ([LATE], [LATE], [LATE], [None]),
     ],
 )
@@ -383,7 +381,45 @@ def test_no_task_has_no_backlog_to_scale_by(
 ) -> None:
     tracking = plain.asked("PutScalingPolicy")[0]["TargetTrackingScalingPolicyConfiguration"]
     expression = tracking["CustomizedMetricSpecification"]["Metrics"][-1]["Expression"]
-    assert evaluate(expression, visible=visible, hidden=hidden, running=running) == backlog
+    assert series(expression, visible=visible, hidden=hidden, running=running) == backlog
+
+
+QUEUE_LATE = {"visible": [40, 40, 40, LATE, LATE], "hidden": [0, 0, 0, LATE, LATE], "running": [1] * 5}
+TASKS_LATE = {"visible": [40] * 5, "hidden": [0] * 5, "running": [1, 1, 1, LATE, LATE]}
+
+
+@pytest.mark.parametrize(
+    ("tracked", "late", "scales_out"),
+    [
+        (BACKLOG_PER_TASK, QUEUE_LATE, True),
+        (BACKLOG_PER_TASK, TASKS_LATE, True),
+        ("(visible + hidden) / running", QUEUE_LATE, False),
+        ("(visible + hidden) / running", TASKS_LATE, True),
+        ("IF(visible, (visible + hidden) / running, hidden / running)", QUEUE_LATE, True),
+        ("IF(visible, (visible + hidden) / running, hidden / running)", TASKS_LATE, False),
+    ],
+)
+def test_where_a_metric_comes_late_tasks_are_added_all_the_same(
+    tracked: str, late: Mapping[str, Series], scales_out: bool
+) -> None:
+    """An alarm like the one that Application Auto Scaling makes; with simpler expressions it would never ring."""
+    query = {"Expression": tracked, "ReturnData": True}
+    counts = {"EvaluationPeriods": OUT_POINTS, "Threshold": 4, "TreatMissingData": "notBreaching"}
+    alarm = {"Metrics": [query], "ComparisonOperator": "GreaterThanThreshold", **counts}
+    assert rings(alarm, **late) is scales_out
+
+
+def test_the_study_scales_as_the_template_does(plain: Stack, full: Stack) -> None:
+    """docs/scaling.md, which names the expressions that benchmarks/scaling has."""
+    tracking = plain.asked("PutScalingPolicy")[0]["TargetTrackingScalingPolicyConfiguration"]
+    assert tracking["CustomizedMetricSpecification"]["Metrics"][-1]["Expression"] == BACKLOG_PER_TASK
+    assert tracking["ScaleInCooldown"] == tracking["ScaleOutCooldown"] == COOLDOWN
+    assert tracking["TargetValue"] == Settings().backlog_target
+    alarm = full.alarms()["FirstTaskAlarm"]
+    assert alarm["Metrics"][-1]["Expression"] == WAITS_FOR_A_TASK
+    assert (alarm["DatapointsToAlarm"], alarm["EvaluationPeriods"]) == (FIRST_POINTS, FIRST_OF)
+    step = full.asked("PutScalingPolicy")[1]["StepScalingPolicyConfiguration"]
+    assert step["Cooldown"] == COOLDOWN
 
 
 def test_the_number_of_tasks_stays_within_what_was_asked_for(plain: Stack, full: Stack) -> None:
@@ -409,6 +445,11 @@ def test_a_first_task_is_started_where_there_may_be_none(plain: Stack, full: Sta
     assert rings(alarm, visible=[0, 1, 1], desired=[0, 0, 0])
     assert rings(alarm, visible=[LATE, 1, 1], desired=[LATE, LATE, LATE])
     assert rings(alarm, visible=[1, 1, LATE], desired=[0, 0, LATE])
+    late: dict[str, Series] = {"visible": [0, 1, 1, LATE, LATE], "desired": [LATE] * 5}
+    assert rings(alarm, **late)
+    [*metrics, query] = alarm["Metrics"]
+    query = {**query, "Expression": "IF(visible > 0 AND FILL(desired, 0) < 1, 1, 0)"}
+    assert not rings({**alarm, "Metrics": [*metrics, query]}, **late)  # what is late would be taken for 0
     assert not rings(alarm, visible=[1, 1, 1], desired=[1, 1, 1])  # one is wanted already
     assert not rings(alarm, visible=[9, 9, 9], desired=[4, 4, LATE])  # none is taken for want of one point
     assert not rings(alarm, visible=[0, 0, 0], desired=[0, 0, 0])
@@ -459,6 +500,7 @@ def test_no_task_is_an_alarm_where_one_should_run(plain: Stack, full: Stack, els
     assert watched(full, "NoTaskAlarm") == {"visible": waiting, "running": running}
     alarm = full.alarms()["NoTaskAlarm"]
     assert rings(alarm, visible=[*[1] * 8, LATE, LATE], running=[LATE] * 10)
+    assert rings(alarm, visible=[*[1] * 9, *[LATE] * 3], running=[LATE] * 12)
     assert not rings(
         alarm, visible=[1] * 10, running=[*[LATE] * 3, *[1] * 5, LATE, LATE]
     )  # the first one started

@@ -159,7 +159,7 @@ def test_it_scales_and_alarms_on_what_the_template_does(
     module: Mapping[str, Any], template: Mapping[str, Any]
 ) -> None:
     text = "\n".join(path.read_text() for path in MODULE.glob("*.tf")).replace('\\"', '"')
-    wanted = texts_in(template["Resources"], "Expression", "MetricName", "AlarmDescription", "FilterPattern")
+    wanted = texts_in(template["Resources"], "MetricName", "AlarmDescription", "FilterPattern")
     assert {words for words in wanted if words.replace("MaxTasks", "max_tasks") not in text} == set()
     kinds = {
         "AWS::CloudWatch::Alarm": "aws_cloudwatch_metric_alarm",
@@ -184,6 +184,11 @@ def test_it_scales_and_alarms_on_what_the_template_does(
                 "Period",
             ):
                 assert made[f"{ours}.{name}"].get(snake_case(key)) == properties.get(key), (name, key)
+            chosen = [
+                re.findall(r'"(.+?)"', text.replace('\\"', '"')) or [text]  # of a condition, its texts
+                for text in texts_in(made[f"{ours}.{name}"], "expression")
+            ]
+            assert {text for texts in chosen for text in texts} == texts_in(properties, "Expression"), name
 
 
 def test_what_goes_out_is_what_the_templates_lets_out(
@@ -329,6 +334,27 @@ def test_the_service_takes_the_environment_of_the_task(case: str, states: Mappin
         assert settings.secrets is not None
         assert {"PASSWORD", "USERNAME", "OTHER"} < secrets.keys()
     assert container["command"] == ["datahub-executor", "run"]
+
+
+def test_it_reckons_with_the_templates_metrics(
+    states: Mapping[str, Any], template: Mapping[str, Any]
+) -> None:
+    made, asked = states["everything"], template["Resources"]
+    configuration = asked["BacklogTracking"]["Properties"]["TargetTrackingScalingPolicyConfiguration"]
+    backlog = made["aws_appautoscaling_policy.backlog[0]"]
+    [tracking] = backlog["target_tracking_scaling_policy_configuration"]
+    [tracked] = tracking["customized_metric_specification"]
+    pairs = [(configuration["CustomizedMetricSpecification"]["Metrics"], tracked["metrics"])]
+    for alarm, name in (("FirstTaskAlarm", "first_task"), ("OldestMessageAlarm", "oldest_message")):
+        query = made[f"aws_cloudwatch_metric_alarm.{name}[0]"]["metric_query"]
+        pairs.append((asked[alarm]["Properties"]["Metrics"], query))
+    keys = ("Expression", "Namespace", "MetricName", "Stat")
+    for theirs, ours in pairs:
+        found = {query["id"]: texts_in(query, *map(snake_case, keys)) for query in ours}
+        assert found == {query["Id"]: texts_in(query, *keys) for query in theirs}
+    theirs, ours = pairs[0]
+    dimensions = {query["id"]: texts_in(query, "name") for query in ours}
+    assert dimensions == {query["Id"]: texts_in(query, "Name") for query in theirs}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -7,11 +7,20 @@ import pytest
 from benchmarks.scaling.__main__ import main
 from benchmarks.scaling.fleet import Fleet
 from benchmarks.scaling.load import HOUR, Load, Request, long_runs, nightly, spike, steady
-from benchmarks.scaling.metrics import Datapoints, Lateness, Minute, backlog_per_task
+from benchmarks.scaling.metrics import (
+    BACKLOG_PER_TASK,
+    WAITS_FOR_A_TASK,
+    Datapoints,
+    Lateness,
+    Minute,
+    reckoned,
+)
 from benchmarks.scaling.policy import AutoScaling, Settings
 from benchmarks.scaling.tables import TABLES, assumptions
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "scaling.md"
+SQS_LATE = Lateness(sqs=120.0, insights=60.0)
+INSIGHTS_LATE = Lateness(sqs=60.0, insights=180.0)
 
 
 def after(settings: Settings, *points: tuple[int, int, int], unused: float = 0.0) -> list[int]:
@@ -31,7 +40,11 @@ def test_the_documents_tables_are_what_the_simulation_prints(name: str) -> None:
 
 
 def test_the_document_says_what_they_assume() -> None:
-    assert assumptions() in DOCUMENT.read_text()
+    said = DOCUMENT.read_text()
+    assert assumptions() in said
+    policy = said.partition("## The policy")[2].partition("\n## ")[0]
+    for expression in (BACKLOG_PER_TASK, WAITS_FOR_A_TASK):
+        assert f"`{expression}`" in policy
 
 
 def test_one_table_can_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,14 +62,21 @@ def test_one_table_can_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
         (Datapoints(visible=6, hidden=4, running=2, desired=2), 5.0),
         (Datapoints(visible=6, hidden=None, running=2, desired=2), 3.0),  # nothing is in flight
         (Datapoints(visible=0, hidden=4, running=2, desired=2), 2.0),
-        (Datapoints(visible=None, hidden=None, running=2, desired=2), None),  # the queue's have not come yet
-        (Datapoints(visible=6, hidden=4, running=None, desired=None), None),  # dropped, as it divides by zero
+        (
+            Datapoints(visible=None, hidden=None, running=2, desired=2),
+            None,
+        ),  # and it is not that nothing waits
+        (
+            Datapoints(visible=6, hidden=4, running=None, desired=None),
+            None,
+        ),  # no task runs, or it is not known
+        (Datapoints(visible=0, hidden=4, running=None, desired=None), None),
     ],
 )
 def test_a_minute_whose_metrics_are_not_there_is_no_datapoint(
     points: Datapoints, backlog: float | None
 ) -> None:
-    assert backlog_per_task(points) == backlog
+    assert reckoned(BACKLOG_PER_TASK, points) == backlog
 
 
 def test_it_scales_out_after_three_datapoints_the_latest_metric_of_which_is_two_minutes_late() -> None:
@@ -69,12 +89,20 @@ def test_what_is_starting_is_not_asked_for_twice() -> None:
     assert after(Settings(), *busy, *started)[-1] == 10
 
 
-def test_where_the_newest_datapoint_is_always_none_it_never_scales_out() -> None:
-    """Which is why nothing is filled."""
-    assert after(Settings(filled=True), *[(400, 4, 1)] * 60)[-1] == 1
+@pytest.mark.parametrize(
+    ("tracked", "late"),
+    [
+        ("(visible + hidden) / running", SQS_LATE),
+        ("IF(visible, (visible + hidden) / running, hidden / running)", INSIGHTS_LATE),
+        ("(FILL(visible, 0) + FILL(hidden, 0)) / running", SQS_LATE),
+    ],
+)
+def test_where_the_newest_datapoint_is_always_0_it_never_scales_out(tracked: str, late: Lateness) -> None:
+    """Which is why the templates have none of these."""
+    assert after(Settings(tracked=tracked, lateness=late), *[(400, 4, 1)] * 60)[-1] == 1
 
 
-@pytest.mark.parametrize("late", [Lateness(120.0, 60.0), Lateness(180.0, 60.0), Lateness(60.0, 180.0)])
+@pytest.mark.parametrize("late", [SQS_LATE, Lateness(180.0, 60.0), INSIGHTS_LATE])
 def test_whichever_metric_is_late_it_scales_out_all_the_same(late: Lateness) -> None:
     assert after(Settings(lateness=late), *[(400, 4, 1)] * 12)[-1] == 100
     assert after(Settings(minimum=0, lateness=late), *[(9, 0, 0)] * 12)[-1] >= 1
