@@ -46,7 +46,7 @@ check: setup ## lint, format, types, dead code, and whether the locks are curren
 	$(PY) -m mypy --no-error-summary
 	$(PY) -m vulture
 
-bench: setup-tests ## measure against the bare CLI; prints ratios; ARGS="--help" tells which
+bench: setup-tests ## measure beside the bare CLI and DataHub's executor, for ten minutes; ARGS="--help" tells more
 	@$(PY) -m benchmarks $(ARGS)
 
 chaos: setup-tests ## kill, stop and cut off four executors for five minutes; ARGS="--seed N" repeats the faults

@@ -41,7 +41,7 @@ MEASUREMENTS: dict[str, tuple[Measure, int]] = {
         bench_soak,
     )
 }
-ONLY_WITH_ALL = {bench_progress.NAME, bench_soak.NAME, bench_warm.NAME}  # more than a minute of waiting
+ONLY_WITH_ALL = {bench_progress.NAME, bench_soak.NAME}  # minutes of waiting
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure the service.")
     parser.add_argument("--only", action="append", choices=[*MEASUREMENTS], help="this one; may be repeated")
     parser.add_argument("--rounds", type=int, help="samples of each figure, instead of its own number")
-    parser.add_argument("--all", action="store_true", help="also what takes more than a minute")
+    parser.add_argument("--all", action="store_true", help="also progress and soak, which take minutes")
     parser.add_argument("--docs", action="store_true", help="also write docs/performance.* anew, of `warm`")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all samples there")
     return parser
