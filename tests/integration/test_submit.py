@@ -191,6 +191,7 @@ async def test_while_datahub_is_away_it_is_sent_with_a_warning(
         (RECIPE.encode(), ["--wait", "--timeout", "nan"], "above 0"),
         (b'{"source": {"type": "x"}, "n": "%s"}' % (b"y" * 1_100_000), [], "1,048,576"),
     ],
+    ids=["YAML", "encoding", "env", "requirement", "version", "timeout", "no number", "size"],
 )
 async def test_what_is_wrong_is_said_and_nothing_is_sent(
     env: dict[str, str],
