@@ -115,6 +115,7 @@ class Bench:
         inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         return {
             **inherited,
+            "TMPDIR": str(self.folder),  # runs that are killed leave theirs behind
             "DATAHUB_GMS_URL": self.datahub.url,
             "DATAHUB_GMS_TOKEN": TOKEN,
             "DATAHUB_TELEMETRY_ENABLED": "false",
