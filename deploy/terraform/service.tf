@@ -65,8 +65,8 @@ resource "aws_ecs_cluster" "this" {
   tags = var.tags
 
   setting {
-    name  = "containerInsights" # counts the running tasks that scaling divides by
-    value = "enabled"
+    name  = "containerInsights" # counts tasks that run, and says which are unhealthy
+    value = "enhanced"
   }
 }
 
@@ -138,6 +138,7 @@ resource "aws_ecs_task_definition" "this" {
   task_role_arn            = aws_iam_role.task.arn
   execution_role_arn       = aws_iam_role.execution.arn
   container_definitions    = jsonencode([local.container])
+  skip_destroy             = true # ECS can't roll back to one that is deregistered
   tags                     = var.tags
 
   ephemeral_storage {

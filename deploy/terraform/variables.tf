@@ -2,6 +2,7 @@ variable "name" {
   description = "What everything made here is named after; two executors of an account and region need two"
   type        = string
   default     = "datahub-executor"
+  nullable    = false
 
   validation {
     condition     = can(regex("^[A-Za-z][A-Za-z0-9-]{0,39}$", var.name))
@@ -13,6 +14,7 @@ variable "tags" {
   description = "Tags for everything made here, besides the provider's default_tags"
   type        = map(string)
   default     = {}
+  nullable    = false
 }
 
 # --- network ----------------------------------------------------------------------------------------------------------
@@ -36,6 +38,7 @@ variable "assign_public_ip" {
   description = "true in public subnets without a NAT gateway; nothing is let in either way"
   type        = bool
   default     = false
+  nullable    = false
 }
 
 # --- DataHub ----------------------------------------------------------------------------------------------------------
@@ -51,10 +54,11 @@ variable "datahub_base_url" {
 }
 
 variable "datahub_access_token" {
-  description = "A DataHub access token, kept in a secret that is made here, and in Terraform's state; better name a secret"
+  description = "A DataHub access token, kept in a secret that is made here, not in Terraform's state; a saved plan holds it"
   type        = string
   default     = ""
   sensitive   = true
+  nullable    = false
 
   validation {
     condition     = can(regex("^[!-~]*$", var.datahub_access_token))
@@ -71,6 +75,7 @@ variable "existing_datahub_access_token_secret_arn" {
   description = "The ARN of a secret whose text is the token, or of one key of its JSON object (arn:…:KEY::); neither for a DataHub that asks for none"
   type        = string
   default     = ""
+  nullable    = false
 
   validation {
     condition     = can(regex("^(arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[A-Za-z0-9/_+.@-]+((:[^:,=]*){3})?)?$", var.existing_datahub_access_token_secret_arn))
@@ -82,6 +87,7 @@ variable "executor_pool_id" {
   description = "The executor id that ingestion sources name; each has a queue of its own"
   type        = string
   default     = "remote"
+  nullable    = false
 
   validation {
     condition     = var.executor_pool_id != ""
@@ -95,6 +101,7 @@ variable "aws_command_queue_arn" {
   description = "The ARN of a queue that is there, in any account and region; empty to make one with its dead-letter queue. In another account it must let the task role in by a policy of its own, and in another account or region min_tasks tasks run, unscaled"
   type        = string
   default     = ""
+  nullable    = false
 
   validation {
     condition     = can(regex("^(arn:aws[a-z-]*:sqs:[a-z0-9-]+:[0-9]{12}:[A-Za-z0-9_-]+(\\.fifo)?)?$", var.aws_command_queue_arn))
@@ -106,6 +113,7 @@ variable "queue_kms_key_arn" {
   description = "The KMS key that the queue which is there is encrypted with, if it is with one of yours"
   type        = string
   default     = ""
+  nullable    = false
 
   validation {
     condition     = can(regex("^(arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+)?$", var.queue_kms_key_arn))
@@ -122,6 +130,7 @@ variable "queue_sender_account" {
   description = "Another account that may send to the queue which is made, such as the one that DataHub runs in"
   type        = string
   default     = ""
+  nullable    = false
 
   validation {
     condition     = can(regex("^([0-9]{12})?$", var.queue_sender_account))
@@ -138,6 +147,7 @@ variable "queue_max_receive_count" {
   description = "How often a message of the queue which is made is received until it goes to the dead-letter queue"
   type        = number
   default     = 10
+  nullable    = false
 
   validation {
     condition     = var.queue_max_receive_count >= 5 && var.queue_max_receive_count <= 1000
@@ -161,6 +171,7 @@ variable "cpu_architecture" {
   description = "What the image was built for: X86_64 or ARM64"
   type        = string
   default     = "X86_64"
+  nullable    = false
 
   validation {
     condition     = contains(["X86_64", "ARM64"], var.cpu_architecture)
@@ -172,6 +183,7 @@ variable "task_cpu" {
   description = "CPU units of a task, 1024 a core"
   type        = number
   default     = 2048
+  nullable    = false
 
   validation {
     condition     = contains([256, 512, 1024, 2048, 4096, 8192, 16384], var.task_cpu)
@@ -183,6 +195,7 @@ variable "task_memory" {
   description = "Memory of a task in MiB; 512 and what the sources take, times the runs at a time"
   type        = number
   default     = 8192
+  nullable    = false
 
   validation {
     condition = contains(lookup({
@@ -202,6 +215,7 @@ variable "task_ephemeral_storage_size_in_gib" {
   description = "Disk of a task in GiB; CLI versions other than bundled take 0.2 to 2 each"
   type        = number
   default     = 50
+  nullable    = false
 
   validation {
     condition     = var.task_ephemeral_storage_size_in_gib >= 21 && var.task_ephemeral_storage_size_in_gib <= 200
@@ -213,6 +227,7 @@ variable "datahub_ingestions_max_workers" {
   description = "Runs at a time in one task"
   type        = number
   default     = 4
+  nullable    = false
 
   validation {
     condition     = var.datahub_ingestions_max_workers >= 1
@@ -224,6 +239,7 @@ variable "datahub_ingestions_signal_poll_interval" {
   description = "Seconds between two looks for cancelled runs"
   type        = number
   default     = 2
+  nullable    = false
 
   validation {
     condition     = var.datahub_ingestions_signal_poll_interval >= 1
@@ -235,6 +251,7 @@ variable "optional_env_vars" {
   description = "More variables of the executor, any number; they go before the module's own"
   type        = map(string)
   default     = {}
+  nullable    = false
 
   validation {
     condition     = alltrue([for name in keys(var.optional_env_vars) : can(regex("^[A-Za-z_][A-Za-z0-9_]*$", name))])
@@ -250,12 +267,18 @@ variable "optional_env_vars" {
     condition     = length(setintersection(keys(var.optional_env_vars), ["DATAHUB_GMS_TOKEN", "DATAHUB_ACCESS_TOKEN", "DATAHUB_EXECUTOR_SECRETS"])) == 0
     error_message = "optional_env_vars must not hold DATAHUB_GMS_TOKEN, DATAHUB_ACCESS_TOKEN or DATAHUB_EXECUTOR_SECRETS, which everybody who sees the task definition could read: use datahub_access_token, existing_datahub_access_token_secret_arn or optional_secrets_arn."
   }
+
+  validation {
+    condition     = try(tonumber(lookup(var.optional_env_vars, "DATAHUB_EXECUTOR_DRAIN_TIMEOUT", "100")) <= 100, false)
+    error_message = "optional_env_vars must have DATAHUB_EXECUTOR_DRAIN_TIMEOUT at most 100: tasks have 120 seconds to stop."
+  }
 }
 
 variable "optional_secrets" {
   description = "Secrets that become variables of the executor, which recipes can refer to, any number: a name, and the ARN of a secret in Secrets Manager, or of one key of its JSON object (arn:…:KEY::)"
   type        = map(string)
   default     = {}
+  nullable    = false
 
   validation {
     condition = alltrue([
@@ -263,12 +286,21 @@ variable "optional_secrets" {
     ])
     error_message = "optional_secrets must map names to whole ARNs of secrets in Secrets Manager, perhaps followed by :KEY:STAGE:VERSION."
   }
+
+  validation {
+    condition = length(setintersection(keys(var.optional_secrets), [
+      "DATAHUB_GMS_URL", "DATAHUB_GMS_TOKEN", "DATAHUB_EXECUTOR_SECRETS", "DATAHUB_EXECUTOR_QUEUE", "DATAHUB_EXECUTOR_POOL_ID",
+      "DATAHUB_EXECUTOR_INGESTION_MAX_WORKERS", "DATAHUB_EXECUTOR_INGESTION_SIGNAL_POLL_INTERVAL",
+    ])) == 0
+    error_message = "optional_secrets must have none of the module's own names, which ECS takes once: datahub_base_url, existing_datahub_access_token_secret_arn, optional_secrets_arn, aws_command_queue_arn and the like are for these."
+  }
 }
 
 variable "optional_secrets_arn" {
   description = "A secret whose text is a JSON object, {\"NAME\":\"value\"}, of any number of keys; each is a name that recipes can refer to. For variables of the executor itself see optional_secrets"
   type        = string
   default     = ""
+  nullable    = false
 
   validation {
     condition     = can(regex("^(arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[A-Za-z0-9/_+.@-]+((:[^:,=]*){3})?)?$", var.optional_secrets_arn))
@@ -282,6 +314,7 @@ variable "min_tasks" {
   description = "Tasks at least, 0 to pay for none while no message waits; the number of tasks where the queue is elsewhere"
   type        = number
   default     = 1
+  nullable    = false
 
   validation {
     condition     = var.min_tasks >= 0
@@ -293,6 +326,7 @@ variable "max_tasks" {
   description = "Tasks at most"
   type        = number
   default     = 4
+  nullable    = false
 
   validation {
     condition     = var.max_tasks >= 1 && var.max_tasks >= var.min_tasks
@@ -304,6 +338,7 @@ variable "backlog_per_task" {
   description = "Requests, waiting and running, that a task is to have on average; 0 for the runs at a time"
   type        = number
   default     = 0
+  nullable    = false
 
   validation {
     condition     = var.backlog_per_task >= 0
@@ -315,6 +350,7 @@ variable "scale_in_cooldown" {
   description = "Seconds from one scale-in to the next"
   type        = number
   default     = 300
+  nullable    = false
 
   validation {
     condition     = var.scale_in_cooldown >= 0
@@ -326,6 +362,7 @@ variable "spot_percent" {
   description = "Percentage of tasks on Fargate Spot, which may end with two minutes' notice; below 100, the first one is not"
   type        = number
   default     = 0
+  nullable    = false
 
   validation {
     condition     = var.spot_percent >= 0 && var.spot_percent <= 100 && floor(var.spot_percent) == var.spot_percent
@@ -336,21 +373,29 @@ variable "spot_percent" {
 # --- surroundings -----------------------------------------------------------------------------------------------------
 
 variable "existing_cluster_name" {
-  description = "A cluster that is there, with the capacity providers FARGATE and FARGATE_SPOT, and Container Insights on; empty to make one"
+  description = "A cluster that is there, with the capacity providers FARGATE and FARGATE_SPOT, and enhanced Container Insights (scaling and alarms count tasks by it); empty to make one"
   type        = string
   default     = ""
+  nullable    = false
+
+  validation {
+    condition     = can(regex("^[A-Za-z0-9_-]{0,255}$", var.existing_cluster_name))
+    error_message = "existing_cluster_name must be a cluster's name, not its ARN."
+  }
 }
 
 variable "source_policy_arns" {
   description = "IAM policies for sources that are AWS's own (Glue, S3, Athena), which find the task's role"
   type        = list(string)
   default     = []
+  nullable    = false
 }
 
 variable "permissions_boundary_arn" {
   description = "The permissions boundary of the two roles, where your account asks for one"
   type        = string
   default     = ""
+  nullable    = false
 
   validation {
     condition     = can(regex("^(arn:aws[a-z-]*:iam::([0-9]{12}|aws):policy/.+)?$", var.permissions_boundary_arn))
@@ -362,6 +407,7 @@ variable "kms_key_arn" {
   description = "The KMS key for what is made here: queues, token, log; empty for AWS's own. Its policy must let CloudWatch Logs use it, and the account that sends"
   type        = string
   default     = ""
+  nullable    = false
 
   validation {
     condition     = can(regex("^(arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+)?$", var.kms_key_arn))
@@ -373,6 +419,7 @@ variable "secrets_kms_key_arn" {
   description = "The KMS key that the secrets which are there are encrypted with, if they are with one of yours"
   type        = string
   default     = ""
+  nullable    = false
 
   validation {
     condition     = can(regex("^(arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+)?$", var.secrets_kms_key_arn))
@@ -386,6 +433,7 @@ variable "log_retention_in_days" {
   description = "Days that the log is kept"
   type        = number
   default     = 30
+  nullable    = false
 
   validation {
     condition     = contains([1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653], var.log_retention_in_days)
@@ -397,6 +445,7 @@ variable "alarm_topic_arn" {
   description = "An SNS topic that the alarms go to"
   type        = string
   default     = ""
+  nullable    = false
 
   validation {
     condition     = can(regex("^(arn:aws[a-z-]*:sns:[a-z0-9-]+:[0-9]{12}:[A-Za-z0-9_-]+)?$", var.alarm_topic_arn))
@@ -408,6 +457,7 @@ variable "oldest_message_alarm_seconds" {
   description = "Seconds of the oldest request, while others wait, that are an alarm; more than your runs take, which count, too"
   type        = number
   default     = 1800
+  nullable    = false
 
   validation {
     condition     = var.oldest_message_alarm_seconds >= 60
@@ -419,6 +469,7 @@ variable "failed_runs_alarm_count" {
   description = "Failed runs within five minutes that are an alarm"
   type        = number
   default     = 1
+  nullable    = false
 
   validation {
     condition     = var.failed_runs_alarm_count >= 1

@@ -1,10 +1,10 @@
 terraform {
-  required_version = ">= 1.9" # validations that look at other variables
+  required_version = ">= 1.11" # write-only arguments
 
   required_providers {
     aws = {
       source  = "hashicorp/aws"
-      version = ">= 5.81" # availability_zone_rebalancing
+      version = ">= 5.88" # secret_string_wo
     }
   }
 }

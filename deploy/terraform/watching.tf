@@ -7,6 +7,11 @@ locals {
   age     = { namespace = "AWS/SQS", metric_name = "ApproximateAgeOfOldestMessage", dimensions = local.of_queue }
   running = { namespace = "ECS/ContainerInsights", metric_name = "RunningTaskCount", dimensions = local.of_service }
   desired = { namespace = "ECS/ContainerInsights", metric_name = "DesiredTaskCount", dimensions = local.of_service }
+  sick = {
+    namespace   = "ECS/ContainerInsights"
+    metric_name = "UnHealthyContainerHealthStatus"
+    dimensions  = merge(local.of_service, { ContainerName = local.container.name })
+  }
 
   topics = compact([var.alarm_topic_arn])
 }
@@ -123,12 +128,12 @@ resource "aws_cloudwatch_metric_alarm" "unreachable" {
   tags                = var.tags
 }
 
-# A task whose health check fails is ended and replaced: one that runs for long is a healthy one.
+# ECS keeps a task whose health check fails until another is healthy, perhaps for ever.
 resource "aws_cloudwatch_metric_alarm" "no_task" {
   count = var.min_tasks > 0 || local.queue_is_local ? 1 : 0 # else none is wanted
 
   alarm_name          = "${var.name}-no-task"
-  alarm_description   = "No task runs, though one should. The service's events say why it starts none, its stopped tasks why they ended."
+  alarm_description   = "No healthy task runs, though one should. The service's events say why it starts none, its stopped tasks why they ended."
   alarm_actions       = local.topics
   ok_actions          = local.topics
   comparison_operator = "GreaterThanOrEqualToThreshold"
@@ -139,14 +144,17 @@ resource "aws_cloudwatch_metric_alarm" "no_task" {
   tags                = var.tags
 
   dynamic "metric_query" {
-    for_each = local.starts_from_zero ? { visible = local.visible, running = local.running } : { running = local.running }
+    for_each = merge(
+      local.starts_from_zero ? { visible = merge(local.visible, { stat = "Maximum" }) } : {},
+      { running = merge(local.running, { stat = "Maximum" }), sick = merge(local.sick, { stat = "Minimum" }) }, # 1 where all are
+    )
 
     content {
       id          = metric_query.key
       return_data = false
 
       metric {
-        stat        = "Maximum"
+        stat        = metric_query.value.stat
         period      = 60
         namespace   = metric_query.value.namespace
         metric_name = metric_query.value.metric_name
@@ -157,9 +165,9 @@ resource "aws_cloudwatch_metric_alarm" "no_task" {
 
   metric_query {
     id          = local.starts_from_zero ? "stuck" : "missing"
-    label       = local.starts_from_zero ? "A request waits and no task runs" : "No task runs"
+    label       = local.starts_from_zero ? "A request waits and no healthy task runs" : "No healthy task runs"
     return_data = true
-    expression  = local.starts_from_zero ? "IF(visible, FILL(running, 0) < 1, 0)" : "IF(FILL(running, 0) < 1, 1, 0)"
+    expression  = local.starts_from_zero ? "IF(visible, (FILL(running, 0) < 1) + sick, 0)" : "IF(FILL(running, 0) < 1, 1, 0) + sick"
   }
 }
 

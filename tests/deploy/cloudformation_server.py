@@ -140,6 +140,7 @@ def task_definition(call: Call, name: str, given: dict[str, Any]) -> Made:
 
 
 def service(call: Call, name: str, given: dict[str, Any]) -> Made:
+    del given["ForceNewDeployment"]  # of updates
     arn = call("ecs", "CreateService", {"ServiceName": name, "DesiredCount": 1, **given})["service"][
         "serviceArn"
     ]

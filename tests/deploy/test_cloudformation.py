@@ -109,6 +109,25 @@ def test_a_task_has_longer_to_stop_than_runs_have_to_end(container: dict[str, An
     assert int(row[1]) < container["StopTimeout"] == 120
 
 
+def test_what_the_container_has_by_itself_is_no_secret_of_ones_own(
+    template: dict[str, Any], container: dict[str, Any]
+) -> None:
+    """ECS refuses a task definition with a name that comes twice, when it is deployed."""
+    branches = [entry["Fn::If"][1] if "Fn::If" in entry else entry for entry in container["Secrets"]]
+    entries = [*container["Environment"], *branches]
+    names = {entry["Name"] for entry in entries if isinstance(entry["Name"], str)}
+    assert {"DATAHUB_GMS_URL", "DATAHUB_GMS_TOKEN", "DATAHUB_EXECUTOR_SECRETS"} < names
+    for name in names:
+        assert refused(template, OptionalSecrets=f"A={SECRET},{name}={SECRET}") != [], name
+
+
+def test_another_share_of_spot_is_a_new_deployment(template: dict[str, Any]) -> None:
+    """UpdateService: "making a change to a capacity provider strategy …, you must force a new deployment"."""
+    forced = template["Resources"]["Service"]["Properties"]["ForceNewDeployment"]
+    nonce = {"Ref": "SpotPercent"}
+    assert forced == {"EnableForceNewDeployment": True, "ForceNewDeploymentNonce": nonce}
+
+
 @pytest.mark.parametrize("percent", [0, 25, 50, 75, 100])
 def test_the_share_of_spot_is_what_it_says(template: dict[str, Any], percent: int) -> None:
     shares = template["Mappings"]["Spot"]
@@ -184,6 +203,13 @@ KEY = "arn:aws:kms:eu-central-1:123456789012:key/0f9de17a-6465-404e-8b1b-2356dc1
         ({"OptionalSecrets": ",".join(f"S{n}={SECRET}" for n in range(11))}, "OptionalSecretsArn"),
         ({"OptionalSecrets": f"PASSWORD={SECRET}:password"}, "NAME=arn,NAME=arn"),
         ({"OptionalSecretsArn": f"{SECRET}:one:two"}, ":KEY:STAGE:VERSION"),
+        ({"OptionalEnvVars": ",A=1"}, "NAME=value,NAME=value"),
+        ({"OptionalEnvVars": "A=1,DATAHUB_EXECUTOR_DRAIN_TIMEOUT=101"}, "at most 100"),
+        ({"OptionalEnvVars": "DATAHUB_EXECUTOR_DRAIN_TIMEOUT=600,A=1"}, "at most 100"),
+        ({"OptionalSecrets": f",A={SECRET}"}, "NAME=arn,NAME=arn"),
+        ({"OptionalSecrets": f"A={SECRET},B={SECRET},A={SECRET}:key::"}, "no name twice"),
+        ({"OptionalSecrets": f"A={SECRET},DATAHUB_GMS_TOKEN={SECRET}"}, "nor one of the template's own"),
+        ({"ExistingClusterName": "arn:aws:ecs:eu-central-1:123456789012:cluster/data"}, "not its ARN"),
     ],
 )
 def test_parameters_that_can_not_work_are_refused_with_the_way_out(
@@ -207,7 +233,12 @@ def test_parameters_that_can_not_work_are_refused_with_the_way_out(
             "OptionalSecretsArn": f"{SECRET}:recipes::",
             "ExistingDataHubAccessTokenSecretArn": f"{SECRET}:token::",
         },
+        {"OptionalSecrets": f"A={SECRET},AA={SECRET},B={SECRET},BA={SECRET}"},
+        {"OptionalSecrets": f"DATAHUB_GMS_URLS={SECRET},MY_DATAHUB_GMS_URL={SECRET}"},
         {"OptionalEnvVars": "MY_DATAHUB_GMS_TOKEN=t,A=DATAHUB_GMS_TOKEN=t"},
+        {"OptionalEnvVars": "DATAHUB_EXECUTOR_DRAIN_TIMEOUT=100,A=1"},
+        {"OptionalEnvVars": "A=1,DATAHUB_EXECUTOR_DRAIN_TIMEOUT=0"},
+        {"ExistingClusterName": "data_warehouse-2"},
         {"OptionalEnvVars": ",".join(f"V{n}=https://example.com/?a=b&n={n}" for n in range(100))},
         {"TaskCpu": "16384", "TaskMemory": "122880"},
     ],

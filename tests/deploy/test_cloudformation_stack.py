@@ -316,7 +316,7 @@ def test_the_service_is_where_and_on_what_was_asked_for(
 def test_a_cluster_is_made_that_counts_its_tasks_or_taken(plain: Stack, elsewhere: Stack) -> None:
     [cluster] = plain.asked("CreateCluster")
     assert cluster["capacityProviders"] == ["FARGATE", "FARGATE_SPOT"]
-    assert cluster["settings"] == [{"name": "containerInsights", "value": "enabled"}]
+    assert cluster["settings"] == [{"name": "containerInsights", "value": "enhanced"}]
     assert elsewhere.asked("CreateCluster") == []
     assert elsewhere.service()["cluster"] == elsewhere.outputs["ClusterName"] == "data"
 
@@ -487,25 +487,40 @@ def test_alarms_go_to_the_topic(plain: Stack, full: Stack) -> None:
 
 
 def test_no_task_is_an_alarm_where_one_should_run(plain: Stack, full: Stack, elsewhere: Stack) -> None:
-    running = ("RunningTaskCount", "Maximum", 60)
+    counts = {
+        "running": ("RunningTaskCount", "Maximum", 60),
+        "sick": ("UnHealthyContainerHealthStatus", "Minimum", 60),  # 1 where all are
+    }
+    unknown = [LATE] * 10  # no task runs, or the cluster's Container Insights are not enhanced
     for stack in (plain, elsewhere):
-        assert watched(stack, "NoTaskAlarm") == {"running": running}
+        assert watched(stack, "NoTaskAlarm") == counts
         alarm = stack.alarms()["NoTaskAlarm"]
-        assert rings(alarm, running=[0] * 10)
-        assert rings(alarm, running=[LATE] * 10)
-        assert rings(alarm, running=[*[LATE] * 8, 1, 1])
-        assert not rings(alarm, running=[*[1] * 3, *[LATE] * 7])  # replaced, and late
-        assert not rings(alarm, running=[5] * 10)
+        sick = next(query for query in alarm["Metrics"] if query["Id"] == "sick")
+        assert sick["MetricStat"]["Metric"]["Dimensions"] == [
+            {"Name": "ClusterName", "Value": stack.outputs["ClusterName"]},
+            {"Name": "ServiceName", "Value": stack.outputs["ServiceName"]},
+            {"Name": "ContainerName", "Value": stack.container()["name"]},
+        ]
+        assert rings(alarm, running=[0] * 10, sick=unknown)
+        assert rings(alarm, running=[LATE] * 10, sick=unknown)
+        assert rings(alarm, running=[*[LATE] * 8, 1, 1], sick=unknown)
+        assert not rings(alarm, running=[*[1] * 3, *[LATE] * 7], sick=unknown)  # replaced, and late
+        assert not rings(alarm, running=[5] * 10, sick=unknown)
+        assert not rings(alarm, running=[5] * 10, sick=[0] * 10)
+        # ECS keeps the unhealthy one, and starts another time and again, whose health is not known yet.
+        assert rings(alarm, running=[*[1, 2] * 5], sick=[*[1] * 9, LATE])
+        assert not rings(alarm, running=[*[1] * 5, *[2] * 5], sick=[*[1] * 5, *[0] * 5])
     waiting = ("ApproximateNumberOfMessagesVisible", "Maximum", 60)
-    assert watched(full, "NoTaskAlarm") == {"visible": waiting, "running": running}
+    assert watched(full, "NoTaskAlarm") == {"visible": waiting, **counts}
     alarm = full.alarms()["NoTaskAlarm"]
-    assert rings(alarm, visible=[*[1] * 8, LATE, LATE], running=[LATE] * 10)
-    assert rings(alarm, visible=[*[1] * 9, *[LATE] * 3], running=[LATE] * 12)
-    assert not rings(
-        alarm, visible=[1] * 10, running=[*[LATE] * 3, *[1] * 5, LATE, LATE]
-    )  # the first one started
-    assert not rings(alarm, visible=[0] * 10, running=[LATE] * 10)
-    assert not rings(alarm, visible=[LATE] * 10, running=[LATE] * 10)
+    assert rings(alarm, visible=[*[1] * 8, LATE, LATE], running=unknown, sick=unknown)
+    assert rings(alarm, visible=[*[1] * 9, *[LATE] * 3], running=[LATE] * 12, sick=[LATE] * 12)
+    assert rings(alarm, visible=[1] * 10, running=[1] * 10, sick=[1] * 10)
+    started = [*[LATE] * 3, *[1] * 5, LATE, LATE]
+    assert not rings(alarm, visible=[1] * 10, running=started, sick=unknown)
+    assert not rings(alarm, visible=[0] * 10, running=unknown, sick=unknown)
+    assert not rings(alarm, visible=[0] * 10, running=[1] * 10, sick=[1] * 10)  # nobody waits for it
+    assert not rings(alarm, visible=unknown, running=unknown, sick=unknown)
 
 
 def test_where_no_task_is_wanted_none_is_missed(cloud: Cloud) -> None:

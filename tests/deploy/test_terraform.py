@@ -111,6 +111,9 @@ def test_every_variable_and_output_says_what_it_is(module: Mapping[str, Any]) ->
     ] == []
     assert [name for name, body in named(module["output"]).items() if not body.get("description")] == []
     assert variables["datahub_access_token"]["sensitive"] is True
+    # So that null, as callers pass on what they were not given, is the default.
+    with_default = {name for name, body in variables.items() if "default" in body}
+    assert {name for name, body in variables.items() if body.get("nullable") is False} == with_default
 
 
 def test_it_gives_what_the_template_gives(module: Mapping[str, Any], template: Mapping[str, Any]) -> None:
@@ -345,9 +348,11 @@ def test_it_reckons_with_the_templates_metrics(
     [tracking] = backlog["target_tracking_scaling_policy_configuration"]
     [tracked] = tracking["customized_metric_specification"]
     pairs = [(configuration["CustomizedMetricSpecification"]["Metrics"], tracked["metrics"])]
-    for alarm, name in (("FirstTaskAlarm", "first_task"), ("OldestMessageAlarm", "oldest_message")):
+    for name in ("first_task", "oldest_message", "no_task"):
         query = made[f"aws_cloudwatch_metric_alarm.{name}[0]"]["metric_query"]
-        pairs.append((asked[alarm]["Properties"]["Metrics"], query))
+        entries = asked[f"{name.title().replace('_', '')}Alarm"]["Properties"]["Metrics"]
+        # Of a choice, what a minimum of 0 chooses, which this case has.
+        pairs.append(([entry["Fn::If"][1] if "Fn::If" in entry else entry for entry in entries], query))
     keys = ("Expression", "Namespace", "MetricName", "Stat")
     for theirs, ours in pairs:
         found = {query["id"]: texts_in(query, *map(snake_case, keys)) for query in ours}
@@ -355,6 +360,12 @@ def test_it_reckons_with_the_templates_metrics(
     theirs, ours = pairs[0]
     dimensions = {query["id"]: texts_in(query, "name") for query in ours}
     assert dimensions == {query["Id"]: texts_in(query, "Name") for query in theirs}
+
+
+def test_the_token_is_not_in_the_state(states: Mapping[str, Any]) -> None:
+    version = states["everything"]["aws_secretsmanager_secret_version.token[0]"]
+    assert version["secret_string_wo_version"] > 0
+    assert "t0ken" not in json.dumps(states["everything"])
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -57,6 +57,10 @@ run "minimal" {
     error_message = "A queue is made, and no secret."
   }
   assert {
+    condition     = aws_ecs_task_definition.this.skip_destroy
+    error_message = "The task definition before stays: ECS rolls back to it."
+  }
+  assert {
     condition     = output.cluster_name == "datahub-executor" && length(aws_appautoscaling_policy.first_task) == 0
     error_message = "A cluster is made, and one task always runs."
   }
@@ -256,4 +260,34 @@ run "token_for_everybody_to_see" {
   }
 
   expect_failures = [var.optional_env_vars]
+}
+
+run "runs_beyond_the_task" {
+  command = plan
+
+  variables {
+    optional_env_vars = { DATAHUB_EXECUTOR_DRAIN_TIMEOUT = "101" }
+  }
+
+  expect_failures = [var.optional_env_vars]
+}
+
+run "names_that_come_twice" {
+  command = plan
+
+  variables {
+    optional_secrets = { DATAHUB_GMS_URL = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:url-AbCdEf" }
+  }
+
+  expect_failures = [var.optional_secrets]
+}
+
+run "cluster_by_its_arn" {
+  command = plan
+
+  variables {
+    existing_cluster_name = "arn:aws:ecs:eu-central-1:123456789012:cluster/data"
+  }
+
+  expect_failures = [var.existing_cluster_name]
 }

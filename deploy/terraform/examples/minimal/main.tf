@@ -1,11 +1,11 @@
 # One executor with a queue of its own: terraform init && terraform apply
 terraform {
-  required_version = ">= 1.9"
+  required_version = ">= 1.11"
 
   required_providers {
     aws = {
       source  = "hashicorp/aws"
-      version = ">= 5.81"
+      version = ">= 5.88"
     }
   }
 }

@@ -1,11 +1,11 @@
 # An executor whose image, keys, secrets, policies and topic are made along with it.
 terraform {
-  required_version = ">= 1.9"
+  required_version = ">= 1.11"
 
   required_providers {
     aws = {
       source  = "hashicorp/aws"
-      version = ">= 5.81"
+      version = ">= 5.88"
     }
   }
 }
