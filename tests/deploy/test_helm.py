@@ -118,6 +118,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         },
         "global": {"datahub": {"auth": {"type": "pat", "tokenFileEnabled": True}}},
         "keda": {"enabled": True, "triggerAuthentication": "ours"},
+        "pdb": {"minAvailable": None, "maxUnavailable": "50%"},
     },
     "one volume for all": {
         "persistentVolume": {"enabled": True, "existingClaim": "venvs", "subPath": "executor"},
@@ -140,6 +141,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
             {"name": "scratch", "mountPath": "/tmp/datahub", "subPath": "b"},
         ],
         "workVolumeSizeLimit": "40Gi",
+        "pdb": {"minAvailable": 0, "maxUnavailable": ""},
     },
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -192,6 +194,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"extraEnvs": [{"name": "DATAHUB_EXECUTOR_METRICS_PORT", "value": "1"}]},
         "set metrics.port",
     ),
+    "runs that outlive their pod": (
+        {"extraEnvs": [{"name": "DATAHUB_EXECUTOR_DRAIN_TIMEOUT", "value": "600"}]},
+        "set terminationGracePeriodSeconds",
+    ),
+    "a budget of nothing": ({"pdb": {"maxUnavailable": ""}}, "pdb.maxUnavailable is not set"),
+    "a budget that was taken away": ({"pdb": {"maxUnavailable": None}}, "pdb.maxUnavailable is not set"),
     "no worker": (
         {"global": {"datahub": {"executor": {"ingestions": {"max_workers": 0}}}}},
         "max_workers': minimum: got 0, want 1",
@@ -333,6 +341,23 @@ def test_what_selects_pods_selects_these(release: Release) -> None:
         for found in release.all("PodDisruptionBudget", "NetworkPolicy", "PodMonitor")
     ]
     assert all(selector["matchLabels"].items() <= labels for selector in selectors)
+
+
+@pytest.mark.parametrize(
+    ("variant", "budget"),
+    [
+        ("minimal", {"maxUnavailable": 1}),
+        ("an older chart's values", {"minAvailable": 1}),
+        ("a volume for each", {"maxUnavailable": "50%"}),
+        ("mounts of one's own", {"minAvailable": 0}),
+    ],
+)
+def test_the_budget_is_for_pods_that_are_ready(
+    variant: str, budget: Mapping[str, Any], outcomes: Mapping[str, Any]
+) -> None:
+    [found] = Release(outcomes[variant]).all("PodDisruptionBudget")
+    spec = {name: value for name, value in found["spec"].items() if name != "selector"}
+    assert spec == {**budget, "unhealthyPodEvictionPolicy": "AlwaysAllow"}  # from 1.27 on: see chart.py
 
 
 def test_scaling_counts_messages_and_leaves_the_number_of_pods_to_keda(release: Release) -> None:

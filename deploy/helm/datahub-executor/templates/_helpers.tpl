@@ -162,6 +162,12 @@ https://sqs.{{ index $parts 3 }}.{{ $suffix }}/{{ index $parts 4 }}/{{ index $pa
 {{- if has "DATAHUB_EXECUTOR_METRICS_PORT" $given -}}
 {{- $faults = append $faults "DATAHUB_EXECUTOR_METRICS_PORT is among extraEnvs: set metrics.port, so that the probes follow" -}}
 {{- end -}}
+{{- if has "DATAHUB_EXECUTOR_DRAIN_TIMEOUT" $given -}}
+{{- $faults = append $faults "DATAHUB_EXECUTOR_DRAIN_TIMEOUT is among extraEnvs: set terminationGracePeriodSeconds, of which it is all but 20" -}}
+{{- end -}}
+{{- if and .Values.pdb.enabled (has .Values.pdb.minAvailable (list nil "")) (has .Values.pdb.maxUnavailable (list nil "")) -}}
+{{- $faults = append $faults "pdb.maxUnavailable is not set, nor is pdb.minAvailable: a budget has one of them" -}}
+{{- end -}}
 {{- if $faults -}}
 {{- fail (printf "\n%s" (join "\n" $faults)) -}}
 {{- end -}}
