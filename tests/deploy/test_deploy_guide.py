@@ -72,6 +72,36 @@ def test_commands_parse_and_files_are_there(file: Path) -> None:
                 json.loads(word)
 
 
+def test_policies_are_json_and_those_of_keys_name_services() -> None:
+    statements = [json.loads(block) for block in blocks(GUIDE.read_text(), "json")]
+    services = {
+        statement["Principal"]["Service"]
+        for statement in statements
+        if any(action.startswith("kms:") for action in statement["Action"])
+    }
+    assert services == {"events.amazonaws.com", "logs.REGION.amazonaws.com"}
+
+
+@pytest.mark.parametrize("tool", ["CloudFormation", "Terraform"])
+def test_check_as_a_task_is_what_the_container_starts(tool: str) -> None:
+    """It takes the place of the command; the entry point stays, which ends with `env` in the template alone."""
+    [run] = [block for block in blocks(section(f"ECS Fargate, with {tool}")) if "run-task" in block]
+    given = words(run)
+    [override] = json.loads(given[given.index("--overrides") + 1])["containerOverrides"]
+    if tool == "Terraform":
+        local = judged("hcl.py", str(MODULE))["locals"]
+        [container] = [block["container"] for block in local if "container" in block]
+        name, entry = container["name"], container["entryPoint"]
+    else:
+        definition = read_template()["Resources"]["TaskDefinition"]["Properties"]
+        [container] = definition["ContainerDefinitions"]
+        name, entry = container["Name"], container["EntryPoint"]
+    assert override["name"] == name
+    *assigned, program, verb = override["command"]
+    assert [program, verb] == ["datahub-executor", "check"]
+    assert (entry[-1] == "env") is bool(assigned)
+
+
 @pytest.mark.parametrize("file", TEXTS, ids=lambda file: str(file.relative_to(ROOT)))
 def test_the_executors_own_commands_have_these_options(file: Path) -> None:
     text = "\n".join(blocks(file.read_text())).replace("\\\n", " ")
@@ -100,6 +130,22 @@ def test_build_arguments_are_the_dockerfiles() -> None:
     given = re.findall(r"--build-arg\s+(\w+)=", GUIDE.read_text())
     assert "BUNDLED_SOURCES" in given
     assert set(given) <= known
+
+
+@pytest.mark.parametrize("architecture", ["x86_64", "aarch64"])
+def test_what_the_image_installs_has_wheels_for_both_architectures(architecture: str, tmp_path: Path) -> None:
+    base = next(
+        text for text in (ROOT / "docker" / "Dockerfile").read_text().splitlines() if "BASE_IMAGE=" in text
+    )
+    [python] = re.findall(r"python:(\d+\.\d+)", base)
+    locks = [f"--requirement={ROOT / 'requirements' / name}" for name in ("runtime.txt", "uv.txt")]
+    platform = f"--python-platform={architecture}-unknown-linux-gnu"
+    options = ["--dry-run", "--require-hashes", "--only-binary=:all:", f"--target={tmp_path}"]
+    uv = str(Path(sys.executable).with_name("uv"))
+    argv = [uv, "pip", "install", *options, f"--python-version={python}", platform, *locks]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "uvloop" in done.stderr
 
 
 def test_variables_metrics_and_alarms_exist(module: object) -> None:
