@@ -23,7 +23,6 @@ from executor.queue.sqs import SqsQueue
 from executor.run import ActiveRuns, Run, StopReason
 from executor.signals import Signals
 
-LOST_DELAY = 1.0  # seconds until a message is offered again whose run here is being ended for its lease
 LAST_RECEIVE_SPARE = 2.0  # seconds beyond its own wait that a receive under way at the stop is given
 LONGEST_PAUSE = 2.0  # seconds between receives of a server that doesn't wait for messages
 LAST_RELEASE_TIMEOUT = 5.0  # seconds to give back what came while the service was stopping
@@ -179,8 +178,8 @@ class Consumer:
             held.hold(delivery)
         elif not lost and held.is_succeeded_by(delivery):
             held.succeed(delivery)
-        elif lost:  # it is being ended: then it may start again
-            runs.start_soon(try_release, self.queue, delivery, LOST_DELAY)
+        elif lost:  # it is being ended, which may take long: then it may start again
+            runs.start_soon(try_release, self.queue, delivery, foreign_delay(delivery.receive_count))
         else:
             held.log.info("duplicate_held_back", message_id=delivery.message_id)
             runs.start_soon(try_release, self.queue, delivery, duplicate_delay(delivery.receive_count))

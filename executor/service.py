@@ -33,6 +33,7 @@ from executor.operations.reachability import Reachability
 from executor.queue.delivery import QueueError
 from executor.queue.opening import open_queue
 from executor.queue.sqs import SqsQueue
+from executor.redrive import enough
 from executor.settings import Settings, unknown_variables
 from executor.stopping import StopRequest
 from executor.worker import Worker
@@ -135,17 +136,19 @@ class Service:
             log.warning("queue_not_described", reason=str(error), permission="sqs:GetQueueAttributes")
             return
         self._queue_reach.answered()
+        wanted = enough(self._settings.max_attempts)
         if facts.dead_letter_arn is None:
             log.warning(
                 "no_redrive_policy",
                 consequence="a message that can't be read comes back until the queue's retention ends",
-                way_out="give the queue a dead-letter queue with a maxReceiveCount of 5 or more",
+                way_out=f"give the queue a dead-letter queue with a maxReceiveCount of {wanted} or more",
             )
-        elif facts.max_receive_count is not None and facts.max_receive_count <= self._settings.max_attempts:
+        elif facts.max_receive_count is not None and facts.max_receive_count < wanted:
             log.warning(
                 "redrive_too_early",
                 max_receive_count=facts.max_receive_count,
                 consequence="an interrupted run may go to the dead-letter queue before its attempts are used up",
+                way_out=f"set maxReceiveCount to {wanted} or more",
             )
 
     async def _serve_http(self, *, task_status: TaskStatus[None]) -> None:

@@ -12,7 +12,7 @@ from anyio import to_thread
 from moto.server import ThreadedMotoServer
 
 REGION: Final = "us-east-1"
-MAX_RECEIVES: Final = 5  # until a message goes to the dead-letter queue
+MAX_RECEIVES: Final = 10  # until a message goes to the dead-letter queue
 
 _COUNTS: Final = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
 

@@ -41,7 +41,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PackageIndex]:
 async def env(
     localstack: LocalStack, stand_in: DataHubStandIn, index: PackageIndex, tmp_path: Path
 ) -> dict[str, str]:
-    queue = await localstack.make_queue(redrive=5)
+    queue = await localstack.make_queue(redrive=10)
     return {
         **settings_for(queue, localstack, stand_in, tmp_path / "work"),
         "DATAHUB_EXECUTOR_METRICS_PORT": "0",

@@ -91,7 +91,7 @@ async def test_the_queue_and_its_dead_letter_queue_are_there_once_localstack_is_
     attributes = await described(composed)
     policy = json.loads(attributes[NAME]["RedrivePolicy"])
     assert policy["deadLetterTargetArn"] == attributes[f"{NAME}-dead-letters"]["QueueArn"]
-    assert int(policy["maxReceiveCount"]) == 5
+    assert int(policy["maxReceiveCount"]) == 10
     assert attributes[f"{NAME}-dead-letters"]["MessageRetentionPeriod"] == str(14 * 86400)
 
 

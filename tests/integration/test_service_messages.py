@@ -160,6 +160,15 @@ async def test_a_queue_without_a_redrive_policy_is_told_of_at_start(
     assert "dead-letter queue" in event["way_out"]
 
 
+async def test_a_queue_that_gives_messages_up_too_early_is_told_of_at_start(
+    site: Site, localstack: LocalStack
+) -> None:
+    queue = await localstack.make_queue(redrive=9)
+    async with site.service(DATAHUB_EXECUTOR_QUEUE=queue):
+        event = await site.event("redrive_too_early")
+    assert (event["max_receive_count"], event["way_out"]) == (9, "set maxReceiveCount to 10 or more")
+
+
 async def test_a_request_for_another_executor_id_is_given_back_to_it(site: Site) -> None:
     site.fake_cli("fake", QUICK)
     async with site.service() as ours:

@@ -21,7 +21,7 @@ def facts(**changes: Any) -> str:
         "arn": ARN,
         "visibility_timeout": 30,
         "dead_letter_arn": ARN,
-        "max_receive_count": 5,
+        "max_receive_count": 10,
         "waiting": 0,
         "in_flight": 0,
         "retention": 345_600,
@@ -59,8 +59,8 @@ def test_a_queue_that_goes_with_our_settings_has_nothing_to_warn_of() -> None:
 @pytest.mark.parametrize(
     ("changes", "name", "way_out"),
     [
-        ({"dead_letter_arn": None, "max_receive_count": None}, "redrive policy", "a maxReceiveCount of 5"),
-        ({"max_receive_count": 3}, "redrive policy", "set maxReceiveCount to 5"),
+        ({"dead_letter_arn": None, "max_receive_count": None}, "redrive policy", "a maxReceiveCount of 10"),
+        ({"max_receive_count": 9}, "redrive policy", "set maxReceiveCount to 10"),
         ({"retention": 3600}, "retention", "MessageRetentionPeriod"),
     ],
 )

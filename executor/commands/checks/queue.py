@@ -12,6 +12,7 @@ from executor.commands.checks.findings import Findings
 from executor.queue.delivery import QueueDeniedError, QueueError
 from executor.queue.opening import open_queue
 from executor.queue.sqs import Operation, QueueFacts, SqsQueue
+from executor.redrive import enough
 from executor.settings import Settings
 
 ANSWER_WITHIN: Final = 20.0  # seconds for one call, its repetition included
@@ -26,7 +27,6 @@ _OPERATIONS: Final[Mapping[str, Operation]] = {
 _OWN_SETTINGS: Final = ("redrive policy", "visibility timeout", "retention")
 _REDRIVE, _VISIBILITY, _RETENTION = _OWN_SETTINGS
 NAMES: Final = ("queue", _ATTRIBUTES, *_OPERATIONS, *_OWN_SETTINGS)
-_SPARE_RECEIVES: Final = 2  # beyond the attempts: receives that start nothing, as while an executor drains
 
 
 async def check_queue(
@@ -114,19 +114,19 @@ def _check_own_settings(facts: QueueFacts | str, settings: Settings, findings: F
 
 def check_facts(facts: QueueFacts, settings: Settings, findings: Findings) -> None:
     """Judge the queue's own settings by ours."""
-    enough = settings.max_attempts + _SPARE_RECEIVES
+    wanted = enough(settings.max_attempts)
     if facts.dead_letter_arn is None:
         findings.warning(
             _REDRIVE,
             "none: a message that can't be read comes back until its retention ends",
-            f"give the queue a dead-letter queue with a maxReceiveCount of {enough} or more",
+            f"give the queue a dead-letter queue with a maxReceiveCount of {wanted} or more",
         )
-    elif facts.max_receive_count is not None and facts.max_receive_count <= settings.max_attempts:
+    elif facts.max_receive_count is not None and facts.max_receive_count < wanted:
         findings.warning(
             _REDRIVE,
             f"after {facts.max_receive_count} receives a message goes to {facts.dead_letter_arn}, maybe before "
             f"its {settings.max_attempts} attempts are used up (DATAHUB_EXECUTOR_MAX_ATTEMPTS)",
-            f"set maxReceiveCount to {enough} or more",
+            f"set maxReceiveCount to {wanted} or more",
         )
     else:
         findings.good(_REDRIVE, f"after {facts.max_receive_count} receives, to {facts.dead_letter_arn}")

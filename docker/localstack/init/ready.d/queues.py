@@ -6,7 +6,7 @@ import os
 import boto3
 
 NAME = os.environ.get("QUEUE_NAME", "datahub-ingestion")
-MAX_RECEIVES = 5  # until a message goes to the dead-letter queue; an interrupted run is tried three times
+MAX_RECEIVES = 10  # until a message goes to the dead-letter queue; an interrupted run needs five
 FORTNIGHT = 14 * 86400  # seconds, the longest that SQS keeps a message
 
 sqs = boto3.client(
