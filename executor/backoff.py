@@ -1,6 +1,8 @@
 """How long to wait before asking again something that did not answer."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import anyio
@@ -30,3 +32,28 @@ class Backoff:
     def reset(self) -> None:
         """It answered: begin again with short waits."""
         self._interval = 0.0
+
+
+@dataclass(slots=True)
+class AnswerLimit:
+    """How long an answer is waited for: a server that answers slowly must not be asked in vain for ever.
+
+    `shortest` and `longest` are seconds: twice as long after each answer that came too late, and twice what the
+    last one took that came.
+    """
+
+    shortest: float
+    longest: float
+    seconds: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.seconds = self.shortest
+
+    @contextmanager
+    def move_on(self) -> Iterator[anyio.CancelScope]:
+        """Ask within this; its scope tells whether the answer was too late."""
+        began = anyio.current_time()
+        with anyio.move_on_after(self.seconds) as scope:
+            yield scope
+        taken = self.seconds if scope.cancelled_caught else anyio.current_time() - began
+        self.seconds = min(self.longest, max(self.shortest, 2 * taken))

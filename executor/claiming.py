@@ -10,6 +10,7 @@ from executor.backoff import Backoff
 from executor.claim import Claim, Observations, Offer, Standing, standing
 from executor.datahub.client import DataHub
 from executor.datahub.errors import (
+    DataHubError,
     DataHubUnavailableError,
     ImmutableStateError,
     UnauthorizedError,
@@ -25,7 +26,6 @@ PATIENCE = 1800.0  # seconds that a request waits for DataHub, its lease held, b
 DUPLICATE_DELAY = 60.0  # seconds until a second message for a run that is under way is offered again
 LONGEST_DUPLICATE_DELAY = 3600.0  # seconds
 RETURNED_DELAY = 5  # proof periods, about a lease: this may be the very message that the owner holds
-CLAIM_TRIES = 5  # claims whose answers come too late, until the request is given back
 SIGNS_OF_LIFE = 2  # writes of an owner, so that it lives
 LOOKS = 8  # at an owner that may be gone, within the time in which a living one writes
 
@@ -61,28 +61,25 @@ class Claims:
                     return Verdict(Status.FAILURE, self._used_up())
                 run.begin(attempt, ended)
                 try:
-                    heard = await self._store_claim(run)
+                    await self._store_claim(run)
                 except (VersionConflictError, SupersededError):
                     continue  # somebody was faster: look again at who
                 except ImmutableStateError:
                     return already_ended(run)
-                if not heard:
-                    break
                 run.log.info("run_claimed")
                 return None
-        return away()
+        return _in_doubt() if run.reporter.may_have_written else away()
 
-    async def _store_claim(self, run: Run) -> bool:
-        """Store it until its answer comes in time; False if DataHub is too slow for that.
+    async def _store_claim(self, run: Run) -> None:
+        """Store it until its answer comes in time.
 
         After a long silence somebody else may have taken the owner for dead: then it must be heard once more
         before anything starts.
         """
-        for _ in range(CLAIM_TRIES):
+        while True:
             await run.reporter.store(run.journal.progress())
             if run.reporter.silent_for(anyio.current_time()) < self.proof_period / 2:
-                return True
-        return False
+                return
 
     async def objection(self, run: Run) -> Verdict | None:
         """Why nothing may be stored of the request, if that is so. Raises DataHubRefusedError."""
@@ -91,13 +88,19 @@ class Claims:
             return found if isinstance(found, Verdict) else None
         return away()
 
-    async def patiently(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Ask DataHub until it answers. Raises DataHubRefusedError where asking again would not help."""
+    async def patiently(
+        self, ask: Callable[[], Awaitable[Answer]], waiting: Callable[[DataHubError], None] = lambda _: None
+    ) -> Answer:
+        """Ask DataHub until it answers. Raises DataHubRefusedError where asking again would not help.
+
+        `waiting` is told why it is asked again.
+        """
         backoff = self.backoff()
         while True:
             try:
                 return await ask()
-            except (DataHubUnavailableError, UnauthorizedError):
+            except (DataHubUnavailableError, UnauthorizedError) as error:
+                waiting(error)
                 await backoff.wait()
 
     async def _free(self, run: Run) -> StoredState | Verdict:
@@ -184,9 +187,10 @@ class Claims:
 
     def _used_up(self) -> str:
         return (
-            f"The run was interrupted {self.max_attempts + 1} times, each time with the executor that ran it, and "
-            f"is not started again (DATAHUB_EXECUTOR_MAX_ATTEMPTS is {self.max_attempts}). If it takes more memory "
-            "than the task has, give it more; then execute the source again."
+            f"The run was interrupted {self.max_attempts + 1} times, and is not started again "
+            f"(DATAHUB_EXECUTOR_MAX_ATTEMPTS is {self.max_attempts}). How each attempt ended is told below. If its "
+            "executor died, the run may take more memory than the task has: give it more; then execute the source "
+            "again."
         )
 
 
@@ -201,6 +205,12 @@ def duplicate_delay(receive_count: int, first: float = DUPLICATE_DELAY) -> float
 def away() -> Verdict:
     """DataHub did not answer."""
     return Verdict(None, "DataHub is away", Disposal.RELEASE, GIVE_BACK_DELAY)
+
+
+def _in_doubt() -> Verdict:
+    """The claim is, or may be, stored; but nobody knows for certain whose the request is by now."""
+    words = "DataHub answers too slowly to begin. The request is tried again."
+    return Verdict(Status.UP_FOR_RETRY, words, Disposal.RELEASE, GIVE_BACK_DELAY)
 
 
 def already_ended(run: Run) -> Verdict:
@@ -227,7 +237,7 @@ def _attempts(run: Run, stored: StoredState) -> tuple[int, tuple[str, ...]]:
     if stored.status not in {Status.RUNNING, Status.UP_FOR_RETRY}:
         return 1, ()
     claim = Claim.of(stored)
-    if claim is None or not claim.attempt:
+    if claim is None:
         return max(2, run.delivery.receive_count), ()
     lost = () if stored.status == Status.UP_FOR_RETRY else (claim.lost(stored.start_time_ms),)
     return claim.attempt + 1, (*claim.ended, *lost)

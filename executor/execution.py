@@ -1,15 +1,17 @@
 """One request from claim to settled: the story of a run reads top to bottom here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import anyio
 
 from executor.claiming import PATIENCE, Claims, already_ended, away
 from executor.datahub.client import DataHub
-from executor.datahub.errors import DataHubRefusedError
+from executor.datahub.errors import DataHubError, DataHubRefusedError
 from executor.datahub.state import Status
 from executor.disposal import Disposal
 from executor.ingestion.ingest import IngestError, Ingestion
+from executor.ingestion.recipe import Recipe
 from executor.lease import LeaseEndedError
 from executor.operations.metrics import Metrics
 from executor.pool import Ticket
@@ -138,7 +140,9 @@ class Executor:
         journal = run.journal
         try:
             recipe = run.recipe or self.ingestion.parse(request)  # parsed again only to raise why it can't be
-            secrets = await self.claims.patiently(lambda: self.ingestion.secrets(request, recipe))
+            secrets = await self._secrets(run, request, recipe)
+            if isinstance(secrets, Verdict):
+                return secrets
             journal.log_to(self.ingestion.masker(request, secrets))
             with self.ingestion.masked_log(journal.masker):
                 prepared = await self.ingestion.prepare(request, recipe, secrets, journal.output)
@@ -158,6 +162,24 @@ class Executor:
             return Verdict(Status.FAILURE, str(error))
         status = Status.SUCCESS if ended.succeeded else Status.FAILURE
         return Verdict(status, ended.words, structured_report=ended.structured_report)
+
+    async def _secrets(
+        self, run: Run, request: ExecutionRequest, recipe: Recipe
+    ) -> Mapping[str, str] | Verdict:
+        """The secrets that the recipe names, or what is to become of a run that can't have them."""
+        reasons: dict[str, None] = {}
+
+        def waiting(error: DataHubError) -> None:
+            if str(error) not in reasons:
+                run.journal.output.feed(f"Waiting for the secrets of the recipe: {error}\n".encode())
+            reasons[str(error)] = None
+
+        with anyio.move_on_after(PATIENCE):
+            return await self.claims.patiently(lambda: self.ingestion.secrets(request, recipe), waiting)
+        words = (
+            f"The secrets of the recipe could not be had: {'; '.join(reasons) or 'DataHub did not answer'}."
+        )
+        return Verdict(Status.UP_FOR_RETRY, words, Disposal.RELEASE, GIVE_BACK_DELAY)
 
     def _stopped(self, run: Run) -> Verdict:
         claimed = run.journal.attempt > 0

@@ -8,7 +8,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from executor.backoff import Backoff
+from executor.backoff import AnswerLimit, Backoff
 from executor.datahub.client import DataHub
 from executor.datahub.errors import DataHubError, DataHubUnavailableError, ImmutableStateError
 from executor.datahub.state import RunState
@@ -18,14 +18,16 @@ from executor.queue.sqs import SqsQueue
 from executor.reporter import SupersededError
 from executor.run import ActiveRuns, Phase, Run, StopReason
 
-EXTEND_BELOW = 5 / 6  # of the visibility time-out: what is left of it is what an outage of the queue may take
+EXTEND_AFTER = 1 / 6  # of the visibility time-out: what is left of it is what an outage of the queue may take
 RETRY_INTERVAL = 5.0  # seconds between two tries to extend a lease
 LAST_MOMENTS = 12.0  # seconds before a lease ends in which its run is ended: 10 s for SIGTERM, then SIGKILL
 SPARE = 2.0  # seconds between SIGKILL and the lease's end
 LONGEST_PAUSE = 30.0  # seconds between two turns of a loop that has nothing to do
-PROGRESS_TIMEOUT = 5.0  # seconds; a progress write must not keep a final one waiting for longer
+PROGRESS_TIMEOUT = 5.0  # seconds; a progress write must not keep a final one waiting for long
 SHORTEST_PROGRESS_TIMEOUT = 2.0  # seconds
-SIGNALS_TIMEOUT = 30.0  # seconds; a DataHub that trickles must not stop the loop for good
+LOOK_TIMEOUT = 5.0  # seconds; a look for kill signals that hangs must not hide those of other runs
+LONGEST_TIMEOUT = 30.0  # seconds that either may take of a DataHub that is slow
+LONGEST_BLIND = 5.0  # seconds until a look for kill signals that failed is repeated
 IDLE_PING_INTERVAL = 15.0  # seconds between two looks at a DataHub that nobody else talks to
 
 log = structlog.get_logger()
@@ -51,6 +53,14 @@ class Heartbeat:
     proof_period: float  # seconds in which a living owner gives a sign of life, see `Claims`
     _extending: set[str] = field(default_factory=set)  # receipt handles
     _refusal: str = ""  # why the last extension failed
+    _writes: AnswerLimit = field(init=False)
+    _reads: AnswerLimit = field(init=False)  # of what became of a write
+    _looks: AnswerLimit = field(init=False)  # for kill signals
+
+    def __post_init__(self) -> None:
+        shortest = min(PROGRESS_TIMEOUT, max(SHORTEST_PROGRESS_TIMEOUT, self.proof_period / 3))
+        self._writes, self._reads = (AnswerLimit(shortest, LONGEST_TIMEOUT) for _ in range(2))
+        self._looks = AnswerLimit(LOOK_TIMEOUT, LONGEST_TIMEOUT)
 
     async def serve(self) -> None:
         """Keep all runs alive until cancelled. None of the duties waits for another one's server."""
@@ -99,7 +109,9 @@ class Heartbeat:
         for delivery in (run.delivery, run.successor):
             if delivery is None:
                 continue
-            due = delivery.lease_ends - self.visibility * EXTEND_BELOW
+            # Twice in a proof period: who lost its message must know before another one can take it for dead.
+            after = min(self.visibility * EXTEND_AFTER, self.proof_period / 2)
+            due = delivery.lease_ends - self.visibility + after
             if due > now:
                 yield due
                 continue
@@ -130,19 +142,26 @@ class Heartbeat:
             self.metrics.leases_lost.inc()
 
     async def _watch_signals(self) -> None:
-        backoff, last_ping = self.backoff(first=self.poll_interval), -math.inf
+        longest = max(self.poll_interval, LONGEST_BLIND)
+        backoff, last_ping = self.backoff(first=self.poll_interval, longest=longest), -math.inf
         while True:
             self.beat("signals", self.poll_interval)
             watched, now = self._watched(), anyio.current_time()
             try:
-                with anyio.fail_after(SIGNALS_TIMEOUT):
+                with self._looks.move_on() as look:
                     if watched:
                         await self._stop_killed(watched)
                     elif now - last_ping >= IDLE_PING_INTERVAL:
                         await self.datahub.probe()
                         last_ping = now
-            except (DataHubError, TimeoutError):
-                await backoff.wait()  # reachability says it once, see operations
+                failed = look.cancelled_caught
+            except DataHubError:  # reachability says it once, see operations
+                failed = True
+            if failed and watched:
+                await backoff.wait()
+                continue
+            if failed:
+                await self._idle("signals", backoff.next_wait())
                 continue
             backoff.reset()
             if watched:
@@ -188,7 +207,7 @@ class Heartbeat:
             return
         outcomes: list[DataHubError | None] = [DataHubUnavailableError("not answered in time")] * len(due)
         try:
-            with anyio.move_on_after(self._progress_timeout):
+            with self._writes.move_on():
                 outcomes = await self.datahub.write_states([write for _, write in due])
         finally:
             for (run, write), error in zip(due, outcomes, strict=True):
@@ -207,10 +226,6 @@ class Heartbeat:
             return run.journal.alive() if self.datahub.patches else run.journal.progress()
         return None
 
-    @property
-    def _progress_timeout(self) -> float:
-        return min(PROGRESS_TIMEOUT, max(SHORTEST_PROGRESS_TIMEOUT, self.proof_period / 3))
-
     def _under_way(self) -> Iterator[Run]:
         # One whose lease ended while we were stopped is over, though nobody has seen to it yet: no sign of life.
         now = anyio.current_time()
@@ -222,7 +237,7 @@ class Heartbeat:
 
     async def _recover(self, run: Run) -> None:
         try:
-            with anyio.move_on_after(self._progress_timeout):
+            with self._reads.move_on():
                 await run.reporter.recover()
         except ImmutableStateError:
             run.stop(StopReason.ENDED_ELSEWHERE)

@@ -69,6 +69,10 @@ class Reporter:
         """What is written from here on is of this attempt; `ended` tells how those before it ended."""
         self.claim = replace(self.claim, attempt=attempt, ended=ended)
 
+    def attempt_withdrawn(self) -> None:
+        """This attempt does not count."""
+        self.claim = replace(self.claim, attempt=self.claim.attempt - 1)
+
     def attempt_ended(self, reason: str) -> None:
         """This attempt ends, too, and another one may follow."""
         self.claim = replace(self.claim, ended=(*self.claim.ended, reason))
@@ -80,6 +84,11 @@ class Reporter:
     def adopt(self, stored: StoredState) -> None:
         """Build on what was read: the next write goes through only if nobody wrote in between."""
         self._version, self._certain, self._adopted = stored.version, True, True
+
+    @property
+    def may_have_written(self) -> bool:
+        """Whether something of this claim is stored, as far as anybody knows."""
+        return self._written or (self._writing is not None and not self._certain)
 
     @property
     def adopted(self) -> bool:

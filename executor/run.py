@@ -79,6 +79,7 @@ class Run:
     handing_over: bool = False  # a successor is waited for
     tied: bool = False  # to its message: no other one can take its place
     let_go: bool = False  # its messages are not held any more
+    claimed: bool = False  # for certain: from here on a process may start, and the attempt counts
 
     def __post_init__(self) -> None:
         self.lease = Lease(self.delivery.lease_ends)
@@ -110,6 +111,7 @@ class Run:
         if phase not in _NEXT[self.phase]:
             raise IllegalTransitionError(f"{self.exec_id}: {self.phase} does not lead to {phase}")
         self.phase = phase
+        self.claimed = self.claimed or phase is Phase.PREPARING
 
     @property
     def request(self) -> ExecutionRequest:
@@ -129,10 +131,13 @@ class Run:
         """How the attempts before this one ended, for the report."""
         self.journal.notes = tuple(f"Before:    {reason}" for reason in ended)
 
-    def interrupted(self) -> None:
-        """This attempt is given back: the next one is to know why."""
-        reason = self.stop_reason.value if self.stop_reason else "it was interrupted"
-        self.reporter.attempt_ended(self.journal.ended(reason))
+    def interrupted(self, words: str) -> None:
+        """This attempt is given back: the next one is to know why, and has its number if it never began."""
+        if self.claimed:
+            reason = self.stop_reason.value if self.stop_reason else words
+            self.reporter.attempt_ended(self.journal.ended(reason))
+        else:
+            self.reporter.attempt_withdrawn()
 
     def describe(self, source_type: str) -> None:
         """The recipe is read: what it ingests from."""

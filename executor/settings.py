@@ -13,7 +13,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from executor.queue.name import QueueName
 
 PROOF_SHARE = 1 / 6  # of a lease
-LONGEST_PROOF = 20.0  # seconds
+LONGEST_PROOF = 20.0  # seconds, unless the clocks of a long lease may be further apart
+LEAST_PROOF_SHARE = 0.04  # of a lease: twice what two clocks may be apart (docs/guarantees.md)
 BEAT_SHARE = 0.4  # of a proof period: two beats, and time for their answers
 
 _PREFIX = "DATAHUB_EXECUTOR_"
@@ -176,7 +177,8 @@ class Settings(BaseSettings):
     @property
     def message_visibility(self) -> int:
         """Seconds that the queue hides a message from one extension to the next: the rest of the lease."""
-        return int(self.visibility_timeout - min(LONGEST_PROOF, self.visibility_timeout * PROOF_SHARE))
+        longest = max(LONGEST_PROOF, self.visibility_timeout * LEAST_PROOF_SHARE)
+        return int(self.visibility_timeout - min(longest, self.visibility_timeout * PROOF_SHARE))
 
     @property
     def beat_interval(self) -> float:

@@ -16,6 +16,7 @@ from executor.run import Phase, Run
 
 GIVE_BACK_DELAY = 30.0  # seconds until a request that DataHub kept from starting is tried again
 LAST_WRITE_TIMEOUT = 3.0  # seconds for `UP_FOR_RETRY`: what stops the service does not wait for long
+UNHURRIED_WRITE_TIMEOUT = 60.0  # seconds for it where nothing does: DataHub may be slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,8 @@ class Settlement:
         """Store the end. What came of it is the verdict that the message is treated by."""
         try:
             if status is Status.UP_FOR_RETRY:
-                run.interrupted()
-                with anyio.move_on_after(LAST_WRITE_TIMEOUT):
+                run.interrupted(verdict.words)
+                with anyio.move_on_after(LAST_WRITE_TIMEOUT if run.stop_reason else UNHURRIED_WRITE_TIMEOUT):
                     await run.reporter.store(run.journal.end(status, verdict.words))
             else:
                 await self._store_what_fits(run, status, verdict)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from executor import claiming
 from executor.local.faults import Fault
 from tests.integration.service import PATIENT, QUICK, Site
 
@@ -86,6 +87,25 @@ async def test_a_request_whose_attempts_are_used_up_fails_in_words_and_is_not_ru
     assert "interrupted 4 times" in ended.value["report"]
     assert "DATAHUB_EXECUTOR_MAX_ATTEMPTS" in ended.value["report"]
     assert site.clis.notes("started") == []
+
+
+async def test_a_claim_that_is_never_answered_in_time_is_given_back_and_does_not_count(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claiming, "PATIENCE", 2.0)
+    monkeypatch.setattr(claiming, "GIVE_BACK_DELAY", 0.0)
+    site.fake_cli("fake", QUICK)
+    slow = site.datahub.faults.add("patchEntity", Fault.slow(1.0))
+    async with site.service(DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT="10", DATAHUB_EXECUTOR_MAX_ATTEMPTS="1"):
+        await site.submit("r1")
+        await site.event("run_settled", count=3)
+        assert site.clis.notes("started") == []
+        site.datahub.faults.clear(slow)
+        ended = await site.ended("r1")
+    assert ended.status == "SUCCESS"
+    assert "Attempt:   1" in ended.value["report"]
+    assert "Before:" not in ended.value["report"]
+    assert set(site.statuses("r1")) == {"RUNNING", "UP_FOR_RETRY", "SUCCESS"}
 
 
 async def test_the_message_stays_until_datahub_answered_that_the_end_is_stored(site: Site) -> None:

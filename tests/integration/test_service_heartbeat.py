@@ -12,7 +12,7 @@ from executor import heartbeat
 from executor.backoff import Backoff
 from executor.claim import Claim
 from executor.datahub.client import open_datahub
-from executor.heartbeat import Heartbeat
+from executor.heartbeat import SHORTEST_PROGRESS_TIMEOUT, Heartbeat
 from executor.journal import Journal
 from executor.local.datahub import DataHubStandIn
 from executor.local.faults import Fault
@@ -154,8 +154,9 @@ async def test_the_kill_signals_of_all_runs_are_looked_up_in_one_call(site: Site
             assert (await site.settled(exec_id)).status == "SUCCESS"
 
 
+@pytest.mark.parametrize("answered", [True, False])
 async def test_a_run_that_came_during_a_look_at_an_idle_datahub_is_watched(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: Site, monkeypatch: pytest.MonkeyPatch, *, answered: bool
 ) -> None:
     monkeypatch.setattr(heartbeat, "IDLE_PING_INTERVAL", 3600.0)
     site.fake_cli("fake", PATIENT)
@@ -164,9 +165,24 @@ async def test_a_run_that_came_during_a_look_at_an_idle_datahub_is_watched(
         await site.until(lambda: look.times == 0)
         await site.submit("r1")
         await site.clis.noted("started")
-        site.datahub.faults.clear(look)
+        if answered:
+            site.datahub.faults.clear(look)
         site.kill("r1")
         assert (await site.settled("r1")).status == "CANCELLED"
+
+
+async def test_a_datahub_that_takes_long_for_each_write_hears_that_a_run_goes_on(site: Site) -> None:
+    site.fake_cli("fake", PATIENT)
+    async with site.service(**SHORT_LEASE):
+        await site.submit("r1")
+        await site.clis.noted("started")
+        site.datahub.faults.add("patchEntity", Fault.slow(SHORTEST_PROGRESS_TIMEOUT + 0.5))
+        before = len(site.datahub.store.history("r1"))
+        await site.until(lambda: len(site.datahub.store.history("r1")) >= before + 3)
+        site.datahub.faults.clear()
+        site.clis.let("go")
+        assert (await site.settled("r1")).status == "SUCCESS"
+    assert len(site.clis.notes("started")) == 1
 
 
 async def test_progress_is_pushed_when_there_is_some_and_only_then(site: Site) -> None:

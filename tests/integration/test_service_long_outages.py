@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import anyio
 import pytest
 
+from executor import execution
 from executor.local.faults import Fault
 from executor.local.page_api import Secret
 from tests.integration.service import DEADLINE, PATIENT, QUICK, RunningService, Site
@@ -147,6 +148,25 @@ async def test_datahub_away_for_one_step_of_the_start(site: Site, fault: Fault, 
         await site.until_counts(0, 0)
     assert len(site.clis.notes("started")) == 1
     assert site.statuses("r1") == ["RUNNING", "SUCCESS"]
+
+
+async def test_a_run_whose_secrets_can_never_be_had_gives_its_slot_back_and_ends_with_the_reason(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "PATIENCE", 0.5)
+    monkeypatch.setattr(execution, "GIVE_BACK_DELAY", 0.0)
+    site.fake_cli("fake", QUICK)
+    site.datahub.faults.add("getSecretValues", Fault.status(503))
+    one_at_a_time = {"DATAHUB_EXECUTOR_INGESTION_MAX_WORKERS": "1", "DATAHUB_EXECUTOR_MAX_ATTEMPTS": "1"}
+    async with site.service(**one_at_a_time):
+        await site.submit("r1", config={"password": "${PASSWORD}"})
+        await site.until(lambda: site.shown("r1", "Waiting for the secrets of the recipe: "))
+        await site.submit("r2")
+        assert (await site.settled("r2")).status == "SUCCESS"
+        ended = await site.settled("r1")
+    assert ended.status == "FAILURE"
+    assert ended.value["report"].count("The secrets of the recipe could not be had: ") == 2
+    assert site.statuses("r1") == ["RUNNING", "UP_FOR_RETRY", "RUNNING", "UP_FOR_RETRY", "FAILURE"]
 
 
 async def test_a_run_of_which_datahub_answers_no_write_is_run_once_and_ends(site: Site) -> None:

@@ -2,9 +2,10 @@
 
 import random
 
+import anyio
 import pytest
 
-from executor.backoff import Backoff
+from executor.backoff import AnswerLimit, Backoff
 
 
 def waits(backoff: Backoff, count: int) -> list[float]:
@@ -42,3 +43,22 @@ async def test_waiting_lengthens_the_next_wait() -> None:
     backoff = Backoff(first=0.001, longest=100.0)
     await backoff.wait()
     assert 0.001 <= backoff.next_wait() <= 0.002
+
+
+async def test_an_answer_that_came_too_late_is_waited_for_longer_the_next_time() -> None:
+    limit, limits = AnswerLimit(shortest=0.001, longest=0.003), list[float]()
+    for _ in range(3):
+        with limit.move_on() as scope:
+            await anyio.sleep_forever()
+        assert scope.cancelled_caught
+        limits.append(limit.seconds)
+    assert limits == [0.002, 0.003, 0.003]
+
+
+async def test_a_prompt_answer_makes_the_limit_the_shortest_again() -> None:
+    limit = AnswerLimit(shortest=1.0, longest=30.0)
+    limit.seconds = 30.0
+    with limit.move_on() as scope:
+        pass
+    assert not scope.cancelled_caught
+    assert limit.seconds == 1.0
