@@ -124,6 +124,28 @@ class Consumer:
             return []
         return deliveries
 
+    def take_without_room(self, delivery: Delivery, runs: TaskGroup, *, wait: bool) -> bool:
+        """See to a message for which there was no room; False if it is to be given back instead.
+
+        One that asks for a run which is not here yet is, unless it is to `wait` here for its slot.
+        """
+        if self._asks_for_run(delivery) and (self._intake.cancel_called or not wait):
+            return False
+        self._dispatch(delivery, runs)
+        return True
+
+    def _asks_for_run(self, delivery: Delivery) -> bool:
+        try:
+            message = parse(delivery.body)
+        except MalformedMessage as error:
+            exec_id, executor_id = error.exec_id, error.executor_id
+        else:
+            if isinstance(message, Signal):
+                return False
+            exec_id = message.exec_id
+            executor_id = None if isinstance(message, Reference) else message.executor_id
+        return exec_id is not None and not self._is_foreign(executor_id) and self.active.get(exec_id) is None
+
     def _dispatch(self, delivery: Delivery, runs: TaskGroup) -> None:
         """Decide without waiting, so that slots are given in the order of receipt."""
         if delivery.receive_count == 1:

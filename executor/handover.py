@@ -1,12 +1,15 @@
 """Moves a long run to a fresh message: the queue hides one for twelve hours at most (contract, section 6)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import anyio
+import structlog
 from anyio.abc import TaskGroup
 
 from executor.backoff import Backoff
+from executor.claim import Offer
+from executor.consumer import Consumer
 from executor.datahub.errors import DataHubError
 from executor.disposal import Disposal, dispose, try_release
 from executor.heartbeat import LONGEST_PAUSE, last_moments
@@ -14,14 +17,18 @@ from executor.pool import Pool
 from executor.queue.batcher import BATCH_LIMIT
 from executor.queue.delivery import Delivery, LeaseLostError, QueueError
 from executor.queue.sqs import SqsQueue
+from executor.redrive import can_spare_one
 from executor.run import ActiveRuns, Phase, Run
-from executor.signals import Signals
 
 BEGIN_AT = 1 / 2  # of the time that the queue hides a message: a fresh one may wait behind many others
 FINISH_BEFORE = 3.0  # seconds before the old message's last moments, in which its run would be ended
+TOGETHER = 1 / 8  # of that time: runs that are due within it begin with the first one, for one sweep to do
 SWEEP_SHARE = 1 / 4  # of a visibility time-out: when a full executor first looks for the fresh message itself
 LONGEST_SWEEP = 20  # receives
 RELEASE_TIMEOUT = 5.0  # seconds to show again what a sweep has found besides
+OFFER_SHARE = 1 / 2  # of a visibility time-out: for how long a receipt handle that was passed on is tried
+
+log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -35,32 +42,39 @@ class Handover:
     queue: SqsQueue
     pool: Pool
     active: ActiveRuns
-    signals: Signals
+    consumer: Consumer
     backoff: Callable[[], Backoff]
     visibility: float  # seconds
     hold_limit: float  # seconds that the queue hides a message at most
+    max_attempts: int
+    _sweeping: bool = field(default=False, init=False)
 
-    async def serve(self) -> None:
-        """Look after the long runs until cancelled."""
+    async def serve(self, runs: TaskGroup) -> None:
+        """Look after the long runs until cancelled; what a sweep finds besides is started in `runs`."""
         async with anyio.create_task_group() as tasks:
             while True:
                 now = anyio.current_time()
                 wake = now + LONGEST_PAUSE
-                for run in self.active:
-                    due = run.delivery.hold_ends - self.hold_limit * (1 - BEGIN_AT)
-                    if run.tied:
-                        continue
-                    if run.handing_over or run.phase is not Phase.RUNNING:
-                        wake = min(wake, now + self.visibility / 4)
-                    elif due > now:
-                        wake = min(wake, due)
-                    else:
-                        wake = min(wake, now + self.visibility / 4)
+                free = [run for run in self.active if not run.tied]
+                ready = [run for run in free if run.phase is Phase.RUNNING and not run.handing_over]
+                if len(ready) < len(free):
+                    wake = min(wake, now + self.visibility / 4)
+                due = min((self._due(run) for run in ready), default=wake)
+                if due > now:
+                    await self.active.changed(min(wake, due) - now)
+                    continue
+                for run in ready:
+                    if self._due(run) <= now + self.hold_limit * TOGETHER:
                         run.handing_over = True
-                        tasks.start_soon(self._hand_over, run, tasks)
-                await self.active.changed(wake - now)
+                        tasks.start_soon(self._hand_over, run)
+                if not self._sweeping:
+                    self._sweeping = True
+                    tasks.start_soon(self._sweep, runs)
 
-    async def _hand_over(self, run: Run, background: TaskGroup) -> None:
+    def _due(self, run: Run) -> float:
+        return run.delivery.hold_ends - self.hold_limit * (1 - BEGIN_AT)
+
+    async def _hand_over(self, run: Run) -> None:
         old = run.delivery
         try:
             with anyio.CancelScope(deadline=old.hold_ends - self._finish_before):
@@ -68,7 +82,7 @@ class Handover:
                     tasks.start_soon(self._end_with, run, tasks.cancel_scope)
                     if await self._is_told_apart(run):
                         await self._send(run, old)
-                        await self._receive(run, background)
+                        await self._receive(run)
                         await self._record(run)
                     tasks.cancel_scope.cancel()
             fresh = run.successor
@@ -123,69 +137,68 @@ class Handover:
                 await backoff.wait()
         run.log.info("handover_begun", message_id=run.successor_id)
 
-    async def _receive(self, run: Run, background: TaskGroup) -> None:
+    async def _receive(self, run: Run) -> None:
         """Get hold of the message: the consumer receives it, another executor passes it on, or a sweep finds it."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._take_offers, run)
-            tasks.start_soon(self._sweep, run, background)
             await run.succeeded.wait()
             tasks.cancel_scope.cancel()
 
     async def _take_offers(self, run: Run) -> None:
-        taken = None
+        seen, delivery = None, None
         while True:
             await run.reporter.news()
             offer = run.reporter.offer
-            if offer is None or offer == taken or offer.message_id != run.successor_id:
+            if offer is not None and offer != seen and offer.message_id == run.successor_id:
+                seen = offer
+                delivery = offered(offer, run.delivery, self.visibility)
+            if delivery is None:
                 continue
-            now = anyio.current_time()
-            delivery = Delivery(
-                offer.message_id,
-                offer.receipt_handle,
-                run.delivery.body,
-                offer.receive_count,
-                run.delivery.sent_at,
-                lease_ends=now,
-                hold_ends=now + offer.hold_left - self.visibility,  # it was offered that long ago at most
-            )
             try:
                 await self.queue.extend(delivery)
             except LeaseLostError:
-                taken = offer  # too late: somebody will receive it again
+                delivery = None  # too late: somebody will receive it again
             except QueueError:
                 await anyio.sleep(self.visibility / 20)
             else:
                 run.succeed(delivery)
                 return
 
-    async def _sweep(self, run: Run, background: TaskGroup) -> None:
-        """While there is no room, the consumer receives nothing, and perhaps nobody does: look for it.
+    async def _sweep(self, runs: TaskGroup) -> None:
+        """While there is no room, the consumer receives nothing, and perhaps nobody does: look for what was sent.
 
-        Less and less often: each look brings the messages that wait besides nearer to the dead-letter queue.
+        Less and less often, though a newcomer must not have to wait for long.
         """
         pause = self.visibility * SWEEP_SHARE
-        while True:
+        while any(run.handing_over for run in self.active):
             await anyio.sleep(pause)
-            if self.pool.full:
-                await self._sweep_once(run, background)
-                pause *= 2
+            if self.pool.full and self._sought():
+                await self._sweep_once(runs)
+                pause = min(pause * 2, self.hold_limit * TOGETHER)
+        self._sweeping = False
 
-    async def _sweep_once(self, run: Run, background: TaskGroup) -> None:
+    def _sought(self) -> bool:
+        return any(
+            run.handing_over and run.successor_id and run.successor is None and run.phase is Phase.RUNNING
+            for run in self.active
+        )
+
+    async def _sweep_once(self, runs: TaskGroup) -> None:
+        # Each look costs the messages that wait besides a receive, and the queue has only so many for each. So
+        # there is one look for all runs, what it finds stays hidden until it is over, and a message that has no
+        # receive to spare is not given back: it waits here, its lease held, until there is room.
         others: list[Delivery] = []
         try:
             for _ in range(LONGEST_SWEEP):
                 found = await self.queue.receive(BATCH_LIMIT, wait=False)
                 for delivery in found:
-                    if run.is_succeeded_by(delivery):
-                        run.succeed(delivery)
-                    elif (signal := self.signals.of(delivery)) is not None:
-                        background.start_soon(self.signals.handle, delivery, signal)
-                    else:
+                    spares = can_spare_one(delivery.receive_count, self.queue.max_receives, self.max_attempts)
+                    if not self.consumer.take_without_room(delivery, runs, wait=not spares):
                         others.append(delivery)
-                if not found or run.successor is not None:
+                if not found or not self._sought():
                     return
         except QueueError as error:
-            run.log.info("sweep_failed", reason=str(error))
+            log.info("sweep_failed", reason=str(error))
         finally:
             with anyio.move_on_after(RELEASE_TIMEOUT, shield=True):
                 async with anyio.create_task_group() as tasks:
@@ -200,3 +213,18 @@ class Handover:
         run.reporter.held_by(fresh.message_id, fresh.receive_count)
         while not run.reporter.recorded(fresh.message_id):
             await run.reporter.news()
+
+
+def offered(offer: Offer, old: Delivery, visibility: float) -> Delivery:
+    """The message that another executor has passed on, just seen: to be extended before it counts as held."""
+    now = anyio.current_time()
+    return Delivery(
+        offer.message_id,
+        offer.receipt_handle,
+        old.body,
+        offer.receive_count,
+        old.sent_at,
+        lease_ends=now
+        + visibility * OFFER_SHARE,  # as long as an extension may wait its turn, and be tried again
+        hold_ends=now + offer.hold_left - visibility,  # it was offered that long ago at most
+    )

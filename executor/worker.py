@@ -75,23 +75,20 @@ class Worker:
     ) -> None:
         """Serve until it is asked to stop, then drain. `on_stop` is called as soon as it is asked."""
         claims = self._claims(datahub)
-        signals = self._signals(queue, datahub, claims)
-        consumer = self._consumer(queue, datahub, ingestion, claims, signals)
+        consumer = self._consumer(queue, datahub, ingestion, claims)
         async with anyio.create_task_group() as background:
             background.start_soon(queue.serve)
             background.start_soon(self._heartbeat(queue, datahub).serve)
-            background.start_soon(self._handover(queue, signals).serve)
             async with anyio.create_task_group() as runs:
                 runs.start_soon(consumer.serve, runs)
+                runs.start_soon(self._handover(queue, consumer).serve, runs)
                 await stopping.stop.wait()
                 on_stop()
                 await drain(self.active, consumer, stopping, self._settings.drain_timeout)
                 runs.cancel_scope.cancel()
             background.cancel_scope.cancel()
 
-    def _consumer(
-        self, queue: SqsQueue, datahub: DataHub, ingestion: Ingestion, claims: Claims, signals: Signals
-    ) -> Consumer:
+    def _consumer(self, queue: SqsQueue, datahub: DataHub, ingestion: Ingestion, claims: Claims) -> Consumer:
         executor = Executor(
             datahub=datahub,
             ingestion=ingestion,
@@ -107,7 +104,7 @@ class Worker:
             pool=self.pool,
             active=self.active,
             executor=executor,
-            signals=signals,
+            signals=self._signals(queue, datahub, claims),
             metrics=self._metrics,
             reachability=self._queue_reach,
             new_run=partial(self._new_run, datahub),
@@ -148,15 +145,16 @@ class Worker:
             poll_interval=self._settings.signal_poll_interval,
         )
 
-    def _handover(self, queue: SqsQueue, signals: Signals) -> Handover:
+    def _handover(self, queue: SqsQueue, consumer: Consumer) -> Handover:
         return Handover(
             queue=queue,
             pool=self.pool,
             active=self.active,
-            signals=signals,
+            consumer=consumer,
             backoff=self._backoff,
             visibility=self._settings.message_visibility,
             hold_limit=self._settings.message_hold_limit,
+            max_attempts=self._settings.max_attempts,
         )
 
     def _new_run(

@@ -1,6 +1,7 @@
 """Amazon SQS: receive, extend, give back, delete; standard and FIFO queues alike."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +19,7 @@ LONG_POLL_LIMIT = 20  # seconds (contract, section 6)
 BATCH_TIMEOUT = 10.0  # seconds for one call of a batch
 SIDE_BY_SIDE = 4  # calls of a kind: one that hangs must not keep the leases of other runs from being renewed
 LONGEST_DELAY = 900  # seconds from the sending of a message until it is shown
+ASSUMED_RECEIVES = 5  # of a queue that does not say its `maxReceiveCount`: few, to be on the safe side
 LONGEST_HOLD = 43_200  # seconds: twelve hours, which SQS counts from the receipt (contract, section 6)
 _SENT_BY = "DataHubExecutorRun"  # attribute of a message that takes the place of another one
 
@@ -54,6 +56,8 @@ class SqsQueue:
         self.url = url
         self.date: str | None = None
         """The server's clock as its last answer told it, in HTTP's form."""
+        self.max_receives: float = ASSUMED_RECEIVES
+        """How often it hands a message out, as `facts` has learned; `inf` without a dead-letter queue."""
         self._visibility = visibility_timeout
         self._longest_hold = longest_hold
         self.long_poll = min(LONG_POLL_LIMIT, visibility_timeout // 4)
@@ -170,7 +174,9 @@ class SqsQueue:
         """Read the queue's attributes (permission `sqs:GetQueueAttributes`). Raises QueueError."""
         with errors_in_words(self.url):
             answer = await self._call("get_queue_attributes", AttributeNames=["All"])
-            return _facts(self.url, answer["Attributes"])
+            facts = _facts(self.url, answer["Attributes"])
+        self.max_receives = math.inf if facts.max_receive_count is None else facts.max_receive_count
+        return facts
 
     async def serve(self) -> None:
         """Send what gathers for the batch calls, until cancelled."""

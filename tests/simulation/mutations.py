@@ -11,7 +11,6 @@ from typing import Any
 from unittest.mock import patch
 
 import anyio
-from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from executor import claiming, pool, run, settlement
@@ -102,7 +101,7 @@ async def _all_killed(_: DataHub, exec_ids: Any) -> set[str]:
     return set(exec_ids)
 
 
-async def _hand_over_blindly(self: Handover, run: Any, _background: TaskGroup) -> None:
+async def _hand_over_blindly(self: Handover, run: Any) -> None:
     await dispose(self.queue, run.delivery, Disposal.DELETE, 0, self.backoff(), run.log)
     await self._send(run, run.delivery)
 
