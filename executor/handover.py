@@ -224,7 +224,6 @@ def offered(offer: Offer, old: Delivery, visibility: float) -> Delivery:
         old.body,
         offer.receive_count,
         old.sent_at,
-        lease_ends=now
-        + visibility * OFFER_SHARE,  # as long as an extension may wait its turn, and be tried again
+        lease_ends=now + visibility * OFFER_SHARE,  # an extension may have to wait its turn, or be repeated
         hold_ends=now + offer.hold_left - visibility,  # it was offered that long ago at most
     )

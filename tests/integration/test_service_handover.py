@@ -1,5 +1,6 @@
 """Runs longer than the queue hides a message: handed over to fresh messages, the limit scaled down."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -75,6 +76,66 @@ async def test_an_executor_without_room_finds_the_fresh_message_among_those_that
     assert ends.pop("w7") == "CANCELLED"
     assert set(ends.values()) == {"SUCCESS"}
     assert sorted(exec_id for exec_id, _ in site.clis.notes("started")) == sorted(ends)
+
+
+async def test_runs_that_are_due_soon_after_one_another_cost_those_that_wait_one_receive(site: Site) -> None:
+    site.fake_cli("fake", PATIENT)
+    site.fake_cli("quick", QUICK)
+    waiting = ["w1", "w2", "w3"]
+    async with site.service(**LIMITED, DATAHUB_EXECUTOR_INGESTION_MAX_WORKERS="2"):
+        for count, exec_id in enumerate(["r1", "r2"], 1):
+            await site.submit(exec_id)
+            await site.clis.noted("started", count)
+        for exec_id in waiting:
+            await site.submit(exec_id, "quick")
+        await handed_over(site, 2)
+        await site.until_counts(len(waiting), 2)
+        site.clis.let("go")
+        for exec_id in [*waiting, "r1", "r2"]:
+            assert (await site.settled(exec_id)).status == "SUCCESS"
+    received = {event["exec_id"]: event["receive_count"] for event in site.events("request_received")}
+    assert {exec_id: received[exec_id] for exec_id in waiting} == dict.fromkeys(waiting, 2)
+
+
+async def test_a_request_without_a_receive_to_spare_waits_where_it_was_found(
+    site: Site, localstack: LocalStack
+) -> None:
+    queue = await localstack.make_queue(redrive=5)  # as many as four attempts and their end take
+    site.fake_cli("fake", PATIENT)
+    site.fake_cli("quick", QUICK)
+    waiting = ["w1", "w2", "w3"]
+    async with site.service(**LIMITED, **ONE_AT_A_TIME, DATAHUB_EXECUTOR_QUEUE=queue):
+        await site.submit("r1", queue=queue)
+        await site.clis.noted("started")
+        for exec_id in waiting:
+            await site.submit(exec_id, "quick", queue=queue)
+        await handed_over(site, 1)
+        await site.until_counts(0, 1 + len(waiting), queue)
+        assert len(site.clis.notes("started")) == 1
+        site.clis.let("go")
+        for exec_id in ["r1", *waiting]:
+            assert (await site.settled(exec_id)).status == "SUCCESS"
+        await site.until_counts(0, 0, queue)
+    assert [event["receive_count"] for event in site.events("request_received")] == [1, 1, 1, 1]
+
+
+async def test_a_request_that_waits_where_it_was_found_is_given_back_by_an_executor_that_stops(
+    site: Site, localstack: LocalStack
+) -> None:
+    queue = await localstack.make_queue(redrive=5)
+    site.fake_cli("fake", PATIENT)
+    async with site.service(**LIMITED, **ONE_AT_A_TIME, DATAHUB_EXECUTOR_QUEUE=queue) as service:
+        await site.submit("r1", queue=queue)
+        await site.clis.noted("started")
+        await site.submit("w1", queue=queue)
+        await handed_over(site, 1)
+        await site.until_counts(0, 2, queue)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await site.until_counts(1, 1, queue)
+        site.clis.let("go")
+        await site.stopped(service)
+    assert site.statuses("r1") == ["RUNNING", "SUCCESS"]
+    assert site.statuses("w1") == []
 
 
 async def test_another_executor_that_receives_the_fresh_message_passes_it_on(site: Site) -> None:

@@ -1,5 +1,6 @@
 """The queue, spoken to as the service does: LocalStack's SQS, and answers of AWS that it does not give."""
 
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -8,7 +9,10 @@ from typing import Any
 import anyio
 import pytest
 from aiohttp import web
+from anyio.lowlevel import checkpoint
 
+from executor.claim import Offer
+from executor.handover import offered
 from executor.queue.delivery import Delivery, LeaseLostError, QueueDeniedError, QueueError
 from executor.queue.name import QueueName
 from executor.queue.opening import open_queue
@@ -298,6 +302,26 @@ async def test_25_deletes_at_a_time_take_3_calls(localstack: LocalStack, fifo: b
 
 
 @both_kinds
+async def test_a_receipt_handle_that_was_passed_on_is_extended_though_all_calls_are_busy(
+    localstack: LocalStack, fifo: bool
+) -> None:
+    url = await localstack.make_queue(fifo=fifo)
+    await send(localstack, url, "ours", "fresh")
+    async with opened(url) as passing:
+        ours, fresh = sorted(await receive(passing, 2), key=lambda delivery: delivery.body, reverse=True)
+    offer = Offer(fresh.message_id, fresh.receipt_handle, fresh.receive_count, hold_left=43_200)
+    async with opened(url) as queue, anyio.create_task_group() as tasks:
+        for _ in range(41):  # more than the batches take that are sent side by side
+            tasks.start_soon(queue.extend, ours)
+        await checkpoint()
+        passed_on = offered(offer, ours, visibility=30)
+        seen_at = anyio.current_time()
+        await queue.extend(passed_on)
+        assert passed_on.lease_ends >= seen_at + 29
+    assert await visible(localstack, url) == []
+
+
+@both_kinds
 async def test_what_fails_in_a_batch_fails_alone(localstack: LocalStack, fifo: bool) -> None:
     url, other_url = await localstack.make_queue(fifo=fifo), await localstack.make_queue(fifo=fifo)
     await send(localstack, url, "a", "b")
@@ -331,6 +355,7 @@ async def test_a_queue_tells_of_itself(localstack: LocalStack, fifo: bool) -> No
     async with opened(url) as queue:
         await receive(queue, 1)
         facts = await queue.facts()
+        assert queue.max_receives == 3
     assert facts.url == url
     assert facts.arn == f"arn:aws:sqs:{REGION}:000000000000:{url.rpartition('/')[2]}"
     assert facts.visibility_timeout == 45
@@ -345,6 +370,7 @@ async def test_a_queue_tells_of_itself(localstack: LocalStack, fifo: bool) -> No
 async def test_a_queue_without_a_redrive_policy_says_so(localstack: LocalStack) -> None:
     async with opened(await localstack.make_queue()) as queue:
         facts = await queue.facts()
+        assert queue.max_receives == math.inf
     assert (facts.dead_letter_arn, facts.max_receive_count) == (None, None)
 
 
