@@ -7,21 +7,25 @@ Rules, by the names that a breach is reported under:
   message of the request is on the queue and the claim of a RUNNING request does not name the deleted one; a
   signal's only once the kill is recorded.
 * `not ended`: every request ends, once nothing goes wrong any more. Excused, and counted, is one each message of
-  which is gone, by the queue's redrive policy or, beside others, deleted.
+  which is gone, by the queue's redrive policy or, beside others, deleted: each receive that this took is looked at
+  by `bounds`.
 * `killed in vain`: no process starts once a kill was recorded for long enough to be seen by an executor that can
   reach DataHub; no kill's message goes to the dead-letter queue before the kill is recorded.
 * `overwritten`: a terminal status is never followed by another status.
 * `unfounded`: no SUCCESS without a process that ended with exit code 0, no CANCELLED without a kill, no FAILURE
-  without a cause.
+  without a cause: a build or a process that failed, or more attempts than are allowed after each of which a process
+  may have been started.
 * `ended alive`: neither a terminal status nor UP_FOR_RETRY is stored while a process of the request lives. Where
   the server ignores conditions, a write of a former owner that arrives late is excused.
 * `leaked`: an executor that has stopped, or has nothing to do, holds no run and no slot.
 * `too many attempts`: at most `max_attempts` + 1 processes of a request.
 * `broken`: no exception reaches the edge of a run, of a loop, or of the service.
 
-A server that ignores conditions, or keeps no properties, can't tell claims apart; one without patches is told of an
-owner's life too seldom. There the rules about two processes, overwriting, causes and attempts hold only for a
-request that was delivered by one message, one copy at a time.
+What must happen in time is in `bounds`.
+
+A server that ignores conditions, or keeps no properties, can't tell claims apart. There the rules about two
+processes, overwriting, causes and attempts hold only for a request that was delivered by one message, one copy at a
+time.
 
 One hole is known, and counted apart. While the owner's lease lasts, a second copy of a message reaches an executor
 while the owner can't tell DataHub that it lives, being stopped or cut off, nor notice the copy: the copy's handle
@@ -37,6 +41,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from executor.claim import OWNER
+from tests.simulation.bounds import LONGEST_BLIND
 from tests.simulation.datahub_server import IMMUTABLE
 from tests.simulation.plan import settings_of
 
@@ -51,7 +56,22 @@ BEAT, MESSAGE = "executorBeat", "executorMessage"  # properties, see docs/guaran
 TERMINAL = IMMUTABLE | {"FAILURE"}
 HOLE_SLACK = 3.0  # seconds beyond a proof period: a beat's interval, and the time that the looks take
 KILL_SLACK = 3.0  # seconds beyond two poll intervals: the time that the looks take
-FORGETS = 20.0  # seconds that an executor waits, after a failed look for kills, until the next one
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """Who wrote a claim, and when for the first time."""
+
+    executor: "SimExecutor"
+    generation: int
+    at: float
+
+    @property
+    def lost(self) -> bool:
+        """Whether its executor may not have been able to say that nothing had begun."""
+        executor = self.executor
+        cut_off = max(executor.hampered_at.values()) >= self.at
+        return executor.generation != self.generation or not executor.alive or executor.stopping or cut_off
 
 
 @dataclass(slots=True)
@@ -59,7 +79,8 @@ class Record:
     """What happened to one request."""
 
     processes: "list[SimProcess]" = field(default_factory=list)
-    claims: set[str] = field(default_factory=set)  # owners that wrote RUNNING
+    claims: "dict[str, Claimed]" = field(default_factory=dict)  # by owner that wrote RUNNING
+    begun: set[str] = field(default_factory=set)  # owners that began to prepare it
     written: dict[str, tuple[str, float]] = field(
         default_factory=dict
     )  # by owner: its last beat, when stored
@@ -74,6 +95,12 @@ class Record:
     duplicated: bool = False  # a hidden message was handed out once more
     attempts: int = 0  # the highest number that was stored
     ended: bool = False  # a terminal status was stored
+    worked_at: float = 0.0  # when somebody was last at work on it, see `Bounds`
+
+    @property
+    def attempts_spent(self) -> int:
+        """Under how many claims a process may have started, as far as the next claimant can know."""
+        return sum(owner in self.begun or claimed.lost for owner, claimed in self.claims.items())
 
     def alive(self) -> "list[SimProcess]":
         """Those that run now."""
@@ -90,7 +117,7 @@ class Checks:
 
     def broken(self, words: str) -> None:
         """An exception came where none may."""
-        self._breach("broken", words)
+        self.breached("broken", words)
 
     def unbuilt(self, exec_id: str) -> None:
         """Its venv could not be built."""
@@ -115,23 +142,24 @@ class Checks:
         exec_id, record, world = process.exec_id, self.records[process.exec_id], self._world
         world.counts["processes"] += 1
         world.tell(
-            "process", exec_id, "of", process.executor.name, "starts, its lease ends at", process.lease.ends
+            "process", exec_id, "of", process.executor.name, "starts, its lease ends at", process.lease_ends
         )
         alive = record.alive()
         worker = process.executor.worker
         if worker is not None and (run := worker.active.get(exec_id)) is not None:
             process.owner = run.reporter.claim.owner
         self._look_for_kill(record, process)
+        world.bounds.started(process)
         if record.processes:
             world.counts["takeovers"] += 1
         record.processes.append(process)
         if alive and not any(self._excused(record, one) for one in (alive[0], process)):
-            self._breach(
+            self.breached(
                 "two processes", f"{exec_id}: of {alive[0].executor.name} and {process.executor.name}"
             )
         limit = world.plan.max_attempts + 1
         if len(record.processes) > limit and world.plan.server.fences and not record.twinned:
-            self._breach(
+            self.breached(
                 "too many attempts", f"{exec_id}: {len(record.processes)} processes, {limit} are allowed"
             )
 
@@ -152,20 +180,20 @@ class Checks:
         attempt = properties.get("executorAttempt", "0")
         record.attempts = max(record.attempts, int(attempt))
         if after == "RUNNING":
-            record.claims.add(writer)
+            record.claims.setdefault(writer, Claimed(executor, executor.generation, self._world.now))
         if self._tells_apart(record):
             # Without conditions a write that arrives late may cover a FAILURE: docs/guarantees.md.
             kept = self._world.plan.server.conditions or before != "FAILURE"
             if before in TERMINAL and after != before and kept:
-                self._breach("overwritten", f"{exec_id}: {before} by {after} of {executor.name}")
+                self.breached("overwritten", f"{exec_id}: {before} by {after} of {executor.name}")
             if reason := self._unfounded(record, after):
-                self._breach("unfounded", f"{exec_id}: {after} of {executor.name}, {reason}")
+                self.breached("unfounded", f"{exec_id}: {after} of {executor.name}, {reason}")
         alive = record.alive()
         if after != "RUNNING" and alive and not self._excused(record, alive[0]):
-            if not self._world.plan.server.conditions and writer in record.claims - {alive[0].owner}:
+            if not self._world.plan.server.conditions and writer in record.claims.keys() - {alive[0].owner}:
                 self._world.counts["excused: a late write of a former owner, without conditions"] += 1
             else:
-                self._breach(
+                self.breached(
                     "ended alive", f"{exec_id}: {after} of {writer}, {alive[0].executor.name} runs it"
                 )
 
@@ -175,15 +203,15 @@ class Checks:
         status = entity.value.get("status")
         if copy.signal:
             if entity.signal is None:
-                self._breach("deleted too early", f"a signal for {copy.exec_id}, which is not recorded")
+                self.breached("deleted too early", f"a signal for {copy.exec_id}, which is not recorded")
             return
         record.gone.add(copy.message_id)
         if record.ended and (status in TERMINAL or not self._world.plan.server.conditions):
             return
         if not self._world.sqs.others(copy):
-            self._breach("deleted too early", f"{copy.exec_id} is {status}")
+            self.breached("deleted too early", f"{copy.exec_id} is {status}")
         elif status == "RUNNING" and entity.properties.get(MESSAGE) == copy.message_id:
-            self._breach("deleted too early", f"{copy.exec_id} runs under {copy.message_id}, says DataHub")
+            self.breached("deleted too early", f"{copy.exec_id} runs under {copy.message_id}, says DataHub")
         else:
             self._world.counts["deleted beside another message"] += 1
 
@@ -201,7 +229,7 @@ class Checks:
         elif record.killed_at is None and copy.duplicates:
             self._world.counts["excused: copies used up the receives of a kill's message"] += 1
         elif record.killed_at is None:
-            self._breach(
+            self.breached(
                 "killed in vain", f"{copy.exec_id}: its kill went to the dead-letter queue unrecorded"
             )
 
@@ -210,6 +238,7 @@ class Checks:
         record = self.records[exec_id]
         if record.killed_at is None:
             record.killed_at = self._world.now
+            self._world.bounds.kill_recorded(exec_id)
 
     def taken_away(self, exec_id: str) -> bool:
         """Whether no message of it is left, nor can come: the dead-letter queue has it, nobody is told any more."""
@@ -221,11 +250,11 @@ class Checks:
         """An executor has nothing to do."""
         pool = worker.pool
         if pool.active or pool.waiting or len(worker.active):
-            self._breach("leaked", f"{pool.active} slots, {pool.waiting} tickets, {len(worker.active)} runs")
+            self.breached("leaked", f"{pool.active} slots, {pool.waiting} tickets, {len(worker.active)} runs")
 
     def not_ended(self, exec_id: str) -> None:
         """The calm did not end it."""
-        self._breach("not ended", f"{exec_id} is {self._world.datahub.status(exec_id)}")
+        self.breached("not ended", f"{exec_id} is {self._world.datahub.status(exec_id)}")
 
     # --- inside --------------------------------------------------------------------------------------------
 
@@ -237,10 +266,10 @@ class Checks:
         patience = 2 * settings_of(world.plan).signal_poll_interval + KILL_SLACK
         if record.killed_at is None or world.now - record.killed_at <= patience:
             return
-        if self._hampered(executor, "datahub", patience + FORGETS):
+        if self.hampered(executor, "datahub", patience + LONGEST_BLIND):
             world.counts["excused: started, as the kill could not be read"] += 1
             return
-        self._breach(
+        self.breached(
             "killed in vain", f"{process.exec_id} starts, the kill was recorded at {record.killed_at:.3f}"
         )
 
@@ -248,20 +277,20 @@ class Checks:
         if not self._tells_apart(record):
             self._world.counts["excused: a server that can't tell claims apart"] += 1
             return True
-        if self._world.now > process.lease.ends:
+        if self._world.now > process.lease_ends:
             return False
         owner = process.executor
         proof_period = settings_of(self._world.plan).proof_period
         window = proof_period + HOLE_SLACK
         if self._world.now - record.written.get(process.owner, ("", 0.0))[1] < proof_period:
             return False
-        unnoticed = record.twinned or (record.duplicated and self._hampered(owner, "queue", window))
-        if unnoticed and self._hampered(owner, "datahub", window):
+        unnoticed = record.twinned or (record.duplicated and self.hampered(owner, "queue", window))
+        if unnoticed and self.hampered(owner, "datahub", window):
             self._world.counts["excused: the known hole"] += 1
             return True
         return False
 
-    def _hampered(self, executor: "SimExecutor", server: str, window: float) -> bool:
+    def hampered(self, executor: "SimExecutor", server: str, window: float) -> bool:
         """Whether it could not reach the server, or stood still, at some moment of the last so many seconds."""
         cut = self._world.network.is_cut(executor.index, server)
         return executor.loop.paused or cut or self._world.now - executor.hampered_at[server] <= window
@@ -275,7 +304,7 @@ class Checks:
                     record.unbuilt
                     or not self._world.plan.server.properties  # there the queue's count of receives decides
                     or any(p.returncode == 1 for p in record.processes)
-                    or max(len(record.claims), record.attempts) > self._world.plan.max_attempts
+                    or record.attempts_spent > self._world.plan.max_attempts
                 ),
                 "nothing failed",
             ),
@@ -283,7 +312,10 @@ class Checks:
         holds, words = causes.get(status, (lambda: True, ""))
         return None if holds() else words
 
-    def _breach(self, rule: str, words: str) -> None:
+    def breached(self, rule: str, words: str) -> None:
+        """A rule is broken; the first one counts."""
+        if self._world.rules is not None and rule not in self._world.rules:
+            return
         self._world.tell("BREACH", rule, words)
         if self.breach is None:
             self.breach = rule, words

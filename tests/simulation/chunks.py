@@ -24,4 +24,6 @@ def no_rule_is_broken(part: int) -> None:
         "hand-over messages sent",
     ):
         assert counts[fault] > CHUNK / 100, f"{fault}: {counts[fault]}"
+    assert counts["given back, as DataHub was away"] >= 3
+    assert counts["processes as DataHub went away for half an hour"] >= 3
     assert counts["claims that ran out"] > CHUNK / 1000, counts["claims that ran out"]

@@ -45,15 +45,23 @@ class SqsClient:
         def serve(reply: "Reply") -> None:
             self._world.sqs.receive(limit, visibility, call["WaitTimeSeconds"], reply)
 
-        return {**await self._call(serve), "ResponseMetadata": METADATA}
+        answer = await self._call(serve)
+        for message in answer.get("Messages", ()):
+            if is_kill(message["Body"]):
+                self._world.bounds.kill_received(self._executor, exec_id_in(message["Body"]))
+        return {**answer, "ResponseMetadata": METADATA}
 
     async def change_message_visibility_batch(self, **call: Any) -> Json:
+        entries = call["Entries"]
+
         def serve(reply: "Reply") -> None:
             change = self._world.sqs.change_visibility
-            entries = call["Entries"]
             reply(parts_of([(e["Id"], change(e["ReceiptHandle"], e["VisibilityTimeout"])) for e in entries]))
 
         answer: Json = await self._call(serve)
+        handles = {entry["Id"]: entry["ReceiptHandle"] for entry in entries}
+        for failure in answer["Failed"]:
+            self._world.bounds.refused(self._executor, handles[failure["Id"]], failure["Message"])
         return answer
 
     async def delete_message_batch(self, **call: Any) -> Json:
@@ -135,8 +143,13 @@ class Refusal:
         return refusal(self.words) or DataHubRefusedError(self.words)
 
 
+def is_kill(body: str) -> bool:
+    """Whether a message is a kill."""
+    return "signal" in json.loads(body)
+
+
 def exec_id_in(body: str) -> str:
-    """The request that a message of the executor's own names."""
+    """The request that a message names."""
     found = json.loads(body)
     exec_id: str = found["exec_id"] if "exec_id" in found else found["urn"].rpartition(":")[2]
     return exec_id

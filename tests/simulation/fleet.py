@@ -13,7 +13,7 @@ from executor.queue.sqs import SqsQueue
 from executor.stopping import StopRequest
 from executor.worker import Worker
 from tests.simulation.clients import QUEUE_URL, SimTransport, SqsClient
-from tests.simulation.kernel import Handle, Loop
+from tests.simulation.kernel import LATENESS, Handle, Loop
 from tests.simulation.network import SERVERS
 from tests.simulation.plan import EPOCH, EXECUTOR_ID, settings_of
 from tests.simulation.processes import SimIngestion, SimProcess
@@ -36,11 +36,13 @@ class SimExecutor:
         self.processes: list[SimProcess] = []
         self.on_wake: list[Callable[[], None]] = []
         self.hampered_at = dict.fromkeys(SERVERS, LONG_AGO)  # it stood still, or failed to reach it
+        self.woke_at = LONG_AGO
+        self.changed_at = LONG_AGO  # it started, was told to stop, or died
         self.worker: Worker | None = None
         self._world = world
         self._stopping: StopRequest | None = None
         self._tokens = 0
-        self.loop = Loop(world.kernel, index, self._unhandled)
+        self.loop = self._new_loop()
 
     @property
     def name(self) -> str:
@@ -55,9 +57,13 @@ class SimExecutor:
         self.generation += 1
         self.processes = []
         self.hampered_at = dict.fromkeys(SERVERS, LONG_AGO)
-        self.loop = Loop(self._world.kernel, self.index, self._unhandled)
+        self.loop = self._new_loop()
+        self.changed_at = self._world.now
         self._world.tell(self.name, "starts")
         self.loop.post(self._begin, self.loop)
+
+    def _new_loop(self) -> Loop:
+        return Loop(self._world.kernel, self.index, self._unhandled, self._world.plan.rates[self.index])
 
     def _begin(self, loop: Loop) -> None:
         loop.create_task(self._serve(loop)).add_done_callback(self._ended)
@@ -83,8 +89,13 @@ class SimExecutor:
         datahub = DataHub(SimTransport(world, self))
         await self.worker.serve(queue, datahub, SimIngestion(world, self, settings), self._stopping)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stopping is not None and self._stopping.stop.is_set()
+
     def _ended(self, task: "Future[Any]") -> None:
-        self.alive = False
+        self.alive, self.changed_at = False, self._world.now
         if not task.cancelled() and (error := task.exception()) is not None:
             self._world.tell(self.name, "".join(traceback.format_exception(error)))
             self._world.checks.broken(f"{self.name} ended with {error!r}")
@@ -111,7 +122,7 @@ class SimExecutor:
             return
         self._world.counts["crashes"] += 1
         self._world.tell(self.name, "is killed")
-        self.alive = False
+        self.alive, self.changed_at = False, self._world.now
         self.on_wake.clear()
         self.loop.close()
         for process in self.processes:
@@ -124,7 +135,7 @@ class SimExecutor:
         self._world.counts["pauses"] += 1
         self._world.tell(self.name, "is stopped for", round(seconds, 3))
         self.loop.paused = True
-        self._world.kernel.after(seconds, self.wake, self.loop)
+        self._world.kernel.after(seconds + LATENESS, self.wake, self.loop)
 
     def wake(self, loop: Loop) -> None:
         """SIGCONT."""
@@ -132,6 +143,7 @@ class SimExecutor:
             return
         self._world.tell(self.name, "goes on")
         self.hampered_at = dict.fromkeys(SERVERS, self._world.now)
+        self.woke_at = self._world.now
         sends, self.on_wake = self.on_wake, []
         for send in sends:
             send()
@@ -147,12 +159,14 @@ class SimExecutor:
         if self.alive and self._stopping is not None:
             self._world.counts["stops"] += 1
             self._world.tell(self.name, "is told to stop")
+            self.changed_at = self._world.now
             self.loop.post(self._stopping.stop.set)
 
     def hurry(self) -> None:
         """SIGTERM once more."""
-        if self.alive and self._stopping is not None and self._stopping.stop.is_set():
+        if self.alive and self._stopping is not None and self.stopping:
             self._world.counts["hurries"] += 1
+            self.changed_at = self._world.now
             self.loop.post(self._stopping.hurry.set)
 
     def post_to(self, future: "Future[Any]", answer: object) -> None:

@@ -110,12 +110,16 @@ class SimTask(asyncio.Task[Any]):
 class Loop:
     """An event loop without a selector, which runs when the kernel says so.
 
-    `unhandled` is told of what asyncio reports as nobody's. `rank` is its place among loops at the same moment.
+    `unhandled` is told of what asyncio reports as nobody's. `rank` is its place among loops at the same moment,
+    `rate` how many seconds its clock counts in one of the world's.
     """
 
-    def __init__(self, kernel: Kernel, rank: int, unhandled: Callable[[str], None]) -> None:
+    def __init__(
+        self, kernel: Kernel, rank: int, unhandled: Callable[[str], None], rate: float = 1.0
+    ) -> None:
         self.kernel = kernel
         self.rank = rank
+        self.rate = rate
         self.paused = False
         self.closed = False
         self.trap: tuple[int, Callable[[], None]] | None = None  # what to do so many callbacks from now
@@ -202,7 +206,11 @@ class Loop:
     # --- what asyncio and anyio do with it -------------------------------------------------------------------
 
     def time(self) -> float:
-        return self.kernel.now
+        return self.kernel.now * self.rate
+
+    def moment(self, time: float) -> float:
+        """When, by the world's clock, the loop's own shows that."""
+        return time / self.rate
 
     def call_soon(
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
@@ -216,14 +224,14 @@ class Loop:
     def call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Handle:
-        handle = Handle(max(when, self.kernel.now) + LATENESS, self, callback, args)
+        handle = Handle(max(self.moment(when), self.kernel.now) + LATENESS, self, callback, args)
         handle.context = context or copy_context()
         return handle if self.closed else self.kernel.push(handle, self.rank)
 
     def call_later(
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Handle:
-        return self.call_at(self.kernel.now + delay, callback, *args, context=context)
+        return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=_as_asyncios(self))

@@ -2,6 +2,9 @@
 
 What a name calls "of the world" is a rule that the simulation keeps in the shipped code's stead: that shows that
 the checks notice, not that the shipped code keeps it, as tests/integration/test_guard.py and test_process.py do.
+
+Left out is what breaks no promise: one sign of life of an owner instead of two only makes the next attempt later,
+as tests/integration/test_service_ownership.py shows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,9 +14,11 @@ from typing import Any
 from unittest.mock import patch
 
 import anyio
+from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from executor import claiming, pool, run, settlement
+from executor.claim import CLAIM_TERM
 from executor.claiming import Claims
 from executor.datahub import client
 from executor.datahub.client import DataHub
@@ -22,11 +27,14 @@ from executor.disposal import Disposal, dispose
 from executor.handover import Handover
 from executor.heartbeat import Heartbeat
 from executor.lease import Lease
+from executor.queue.delivery import LeaseLostError, QueueError
 from executor.queue.sqs import SqsQueue
 from executor.reporter import Reporter
-from executor.run import Phase
+from executor.run import ActiveRuns, Phase
 from executor.settlement import Settlement
+from executor.signals import Signals
 from tests.simulation import processes
+from tests.simulation.plan import Plan, draw
 from tests.simulation.world import Outcome, collected_rarely, simulate
 
 Change = tuple[object, str, Any]
@@ -39,6 +47,7 @@ class Mutation:
     name: str
     noticed_by: tuple[str, ...]
     changes: Sequence[Change]
+    where: Callable[[Plan], bool] = lambda _: True  # it can be noticed: no other schedules are tried
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -50,10 +59,12 @@ class Mutation:
 
 
 def first_breach(mutation: Mutation, seeds: range) -> Outcome | None:
-    """The first schedule that notices."""
+    """The first schedule that notices, by the right rules: the others are not looked at."""
     with mutation.applied(), collected_rarely() as collect:
         for seed in seeds:
-            outcome = simulate(seed)
+            if not mutation.where(draw(seed)):
+                continue
+            outcome = simulate(seed, rules=mutation.noticed_by)
             if outcome.breach is not None:
                 return outcome
             collect()
@@ -63,6 +74,34 @@ def first_breach(mutation: Mutation, seeds: range) -> Outcome | None:
 async def _extend_without_asking(self: SqsQueue, delivery: Any) -> None:
     await checkpoint()
     delivery.lease_ends = anyio.current_time() + self._visibility
+
+
+_extend_in_time, _extend, _stop_killed, _handle = (
+    Heartbeat._extend_in_time, SqsQueue.extend, Heartbeat._stop_killed, Signals.handle,
+)  # fmt: skip
+
+
+def _extend_at_its_end(self: Heartbeat, run: Any, now: float, tasks: TaskGroup) -> Iterator[float]:
+    return _extend_in_time(self, run, now - self.visibility, tasks)
+
+
+async def _take_it_for_an_outage(self: SqsQueue, delivery: Any) -> None:
+    try:
+        await _extend(self, delivery)
+    except LeaseLostError as error:
+        raise QueueError(str(error)) from error
+
+
+async def _stop_those_that_have_not_begun(self: Heartbeat, watched: Any) -> None:
+    await _stop_killed(self, [run for run in watched if run.phase is not Phase.RUNNING])
+
+
+async def _record_alone(self: Signals, delivery: Any, signal: Any) -> None:
+    await _handle(replace(self, active=ActiveRuns()), delivery, signal)
+
+
+def _just_now(*_: object) -> float:
+    return 0.0
 
 
 async def _settle_in_the_wrong_order(self: Settlement, run: Any, verdict: Any) -> None:
@@ -106,6 +145,18 @@ async def _hand_over_blindly(self: Handover, run: Any) -> None:
     await self._send(run, run.delivery)
 
 
+def _has_kills(plan: Plan) -> bool:
+    return any(request.killed is not None for request in plan.requests)
+
+
+def _has_short_terms(plan: Plan) -> bool:
+    return plan.claim_term < CLAIM_TERM
+
+
+def _has_one_retry(plan: Plan) -> bool:
+    return plan.max_attempts == 1 and not plan.faultless
+
+
 def _always(*_: object) -> bool:
     return True
 
@@ -138,10 +189,26 @@ class EndlessLease(Lease):
 
 
 TWO, ALIVE, EARLY, VAIN = "two processes", "ended alive", "deleted too early", "killed in vain"
+DISOBEYED = "kill not obeyed"
 
 MUTATIONS = (
     Mutation(
         "a lease is extended without asking", (TWO, ALIVE), [(SqsQueue, "extend", _extend_without_asking)]
+    ),
+    Mutation(
+        "a lease is extended too late",
+        ("given up in vain",),
+        [(Heartbeat, "_extend_in_time", _extend_at_its_end)],
+    ),
+    Mutation(
+        "a stale handle ends no run",
+        ("lease outlived", TWO, ALIVE),
+        [(SqsQueue, "extend", _take_it_for_an_outage)],
+    ),
+    Mutation(
+        "a claim that was heard too late counts",
+        ("prepared too late",),
+        [(Reporter, "silent_for", _just_now)],
     ),
     Mutation("processes get a lease without an end", (TWO, ALIVE), [(run, "Lease", EndlessLease)]),
     Mutation("of the world: the guard kills too late", (TWO, ALIVE), [(processes, "KILL_MARGIN", -60.0)]),
@@ -170,7 +237,12 @@ MUTATIONS = (
     ),
     Mutation("a kill is not recorded", (EARLY,), [(DataHub, "write_kill_signal", _nothing)]),
     Mutation("slots are not given back", ("leaked",), [(pool.Ticket, "give_back", _no_effect)]),
-    Mutation("attempts are not counted", ("too many attempts",), [(claiming, "_attempts", _first_attempt)]),
+    Mutation(
+        "attempts are not counted",
+        ("too many attempts",),
+        [(claiming, "_attempts", _first_attempt)],
+        _has_one_retry,
+    ),
     Mutation(
         "whatever runs is taken for cancelled", ("unfounded",), [(DataHub, "kill_signals", _all_killed)]
     ),
@@ -184,10 +256,23 @@ MUTATIONS = (
         (EARLY,),
         [(Reporter, "recorded", _always)],
     ),
-    Mutation("the claim's term is not kept", (TWO, ALIVE), [(Reporter, "term_over", _never)]),
-    Mutation("a kill is not read at the claim", (VAIN,), [(DataHub, "stored_state", _never_killed)]),
     Mutation(
-        "kills are not looked for while a run is prepared", (VAIN,), [(Heartbeat, "_stop_killed", _nothing)]
+        "the claim's term is not kept", (TWO, ALIVE), [(Reporter, "term_over", _never)], _has_short_terms
     ),
+    Mutation(
+        "a kill is not read at the claim", (VAIN,), [(DataHub, "stored_state", _never_killed)], _has_kills
+    ),
+    Mutation(
+        "kills are not looked for while a run is prepared",
+        (VAIN, DISOBEYED),
+        [(Heartbeat, "_stop_killed", _nothing)],
+    ),
+    Mutation(
+        "kills are not looked for while a run goes on",
+        (DISOBEYED,),
+        [(Heartbeat, "_stop_killed", _stop_those_that_have_not_begun)],
+        _has_kills,
+    ),
+    Mutation("a kill's message ends no run", (DISOBEYED,), [(Signals, "handle", _record_alone)], _has_kills),
     Mutation("messages are never let go", ("broken",), [(settlement, "dispose", _nothing)]),
 )

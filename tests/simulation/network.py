@@ -15,6 +15,7 @@ Serve = Callable[[Reply], None]
 
 FASTEST, USUAL = 0.003, 0.05  # seconds, one way
 SLOW = 12.0  # seconds, the mean of a slow call's one way
+TOO_SLOW = 1.0  # seconds there and back: whoever waits so long may not get done in time what it wants to
 GIVEN_UP_AFTER = 5.0  # seconds that a progress write waits for its answer
 CONNECT_LIMIT = 5.0  # seconds, of both clients
 ANSWER_LIMIT = 30.0  # seconds
@@ -82,7 +83,7 @@ class Network:
 class _Call:
     """One call on its way."""
 
-    __slots__ = ("executor", "future", "network", "sent_at", "serve", "server", "world")
+    __slots__ = ("executor", "future", "network", "sent_at", "serve", "server", "travelled", "world")
 
     def __init__(
         self,
@@ -100,6 +101,7 @@ class _Call:
         self.serve = serve
         self.future = future
         self.sent_at = 0.0
+        self.travelled = 0.0  # seconds on the way: the server may take its time besides, as for a long poll
 
     def send(self) -> None:
         kernel = self.world.kernel
@@ -107,9 +109,9 @@ class _Call:
         if self.network.is_cut(self.executor.index, self.server):
             self._unconnected()
         else:
-            latency = self.network.latency()
-            if latency > 1:
-                self._hampered(min(kernel.now + latency, kernel.now + GIVEN_UP_AFTER))
+            latency = self._travel()
+            if latency > ANSWER_LIMIT:  # it has its effect all the same
+                kernel.after(ANSWER_LIMIT, self._deliver, LateError())
             kernel.after(latency, self._arrive)
 
     def _unconnected(self) -> None:
@@ -131,7 +133,15 @@ class _Call:
         if cut or (not world.calm and world.chance.random() < world.plan.loss):
             self._lost(effect=True)
         else:
-            self._answer_at(world.now + self.network.latency(), answer)
+            self._answer_at(world.now + self._travel(), answer)
+
+    def _travel(self) -> float:
+        """Seconds that the way takes, there or back."""
+        latency = self.network.latency()
+        self.travelled += latency
+        if self.travelled > TOO_SLOW:
+            self._hampered(self.world.now + min(latency, GIVEN_UP_AFTER))
+        return latency
 
     def _lost(self, *, effect: bool) -> None:
         self.world.counts["answers lost after the effect" if effect else "calls lost"] += 1
@@ -145,7 +155,7 @@ class _Call:
         limit = self.sent_at + ANSWER_LIMIT
         if when > limit:
             when, answer = limit, LateError()
-        if isinstance(answer, Exception) or when > self.sent_at + 1:
+        if isinstance(answer, Exception):
             self._hampered(min(when, self.world.now + GIVEN_UP_AFTER))
         self.world.kernel.at(when, self._deliver, answer)
 
@@ -154,6 +164,6 @@ class _Call:
         self.executor.hampered_at[self.server] = max(self.executor.hampered_at[self.server], until)
 
     def _deliver(self, answer: Any) -> None:
-        if isinstance(answer, Exception) or self.world.now > self.sent_at + 1:
+        if isinstance(answer, Exception) or self.travelled > TOO_SLOW:
             self._hampered(self.world.now)
         self.executor.post_to(self.future, answer)

@@ -14,7 +14,16 @@ FAULTS = (
     "crash", "pause", "stop", "hurry", "cut_queue", "cut_datahub", "cut_datahub_all", "cut_queue_all",
 )  # fmt: skip
 SHARE_OF_SHORT_TERMS = 0.25
-SHARE_OF_TERMS_THAT_END = 0.05
+SHARE_OF_HANDOVERS = 0.25
+SHARE_OF_TERMS_THAT_END = 0.03
+SHARE_OF_LONG_OUTAGES = 0.005
+SHARE_OF_DIFFERENT_CLOCKS = 0.25
+CLOCK_RATES = (
+    0.01  # the most that an executor's clock goes ahead or behind: 2 % between two, docs/guarantees.md
+)
+HOLD_LIMIT = 43_200  # seconds, the queue's own
+LEASES = (*7 * (12,), *3 * (30,), 120, 300, 600)  # seconds
+LONG = 120  # seconds: leases from which on runs are short beside them, or they would take all the time
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +36,8 @@ class Server:
 
     @property
     def fences(self) -> bool:
-        """Whether a claim can be made by one executor alone, and its owner can tell often enough that it lives."""
-        return self.conditions and self.properties and self.patches
+        """Whether a claim can be made by one executor alone."""
+        return self.conditions and self.properties
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +76,29 @@ class Plan:
     twins: bool  # both handles of a duplicate are valid
     redrive: int | None  # maxReceiveCount
     refuses_term: float  # share of the processes that ignore SIGTERM
+    faultless: bool  # nothing goes wrong
+    long_outage: bool  # DataHub is away for more than half an hour, and nothing else goes wrong
+    rates: tuple[float, ...]  # of the executors' clocks: seconds of theirs in one of the world's
     claim_term: float = CLAIM_TERM  # seconds
 
 
 def draw(seed: int) -> Plan:
     """The plan of a seed."""
     chance = random.Random(seed)
-    lease = chance.choice((12, 12, 12, 12, 30))
+    lease = chance.choice(LEASES)
     executors = chance.choice((2, 2, 2, 3))
     span = lease * chance.uniform(0.7, 3.0)
-    hold_limit = chance.choice((43_200, 43_200, 43_200, 43_200, 43_200, 43_200, 45, 60))
+    hold_limit = HOLD_LIMIT
+    if lease <= LONG and chance.random() < SHARE_OF_HANDOVERS:
+        hold_limit = round(lease * chance.choice((3.75, 5.0)))
     faulty = chance.random() > 0.03
     kinds = [kind for kind in FAULTS if chance.random() < 0.4] if faulty else []
     faults = sorted(
         (chance.uniform(0, span), chance.choice(kinds), chance.randrange(executors))
         for _ in range(chance.choice((1, 2, 3, 4, 6)) if kinds else 0)
     )
-    requests = [_request(chance, number, span) for number in range(chance.choice((1, 1, 1, 1, 2)))]
+    many = (1, 1, 1, 1, 2) if faulty else (1, 1, 2, 6)  # more than there are slots
+    requests = [_request(chance, number, span) for number in range(chance.choice(many))]
     weak = chance.random() < 0.08
     server = Server()
     if weak:
@@ -111,16 +126,24 @@ def draw(seed: int) -> Plan:
         twins=chance.random() < 0.5,
         redrive=chance.choice((None, None, None, 5, 8)),
         refuses_term=chance.choice((0.0, 0.3)),
+        faultless=not faulty,
+        long_outage=False,
+        rates=(1.0,) * executors,
     )
     if chance.random() < SHARE_OF_SHORT_TERMS:
         plan.claim_term = lease * chance.uniform(1.5, 3.0)
     if chance.random() < SHARE_OF_TERMS_THAT_END:
         _let_terms_end(plan, chance)
+    if chance.random() < SHARE_OF_LONG_OUTAGES:
+        _let_datahub_be_away(plan, chance)
+    if chance.random() < SHARE_OF_DIFFERENT_CLOCKS:
+        plan.rates = tuple(1.0 + chance.uniform(-CLOCK_RATES, CLOCK_RATES) for _ in range(plan.executors))
     return plan
 
 
 def _let_terms_end(plan: Plan, chance: random.Random) -> None:
     """A long run has a second message, while its owner can't tell DataHub for a claim's term that it lives."""
+    plan.lease, plan.hold_limit = min(plan.lease, 30), HOLD_LIMIT
     plan.claim_term = plan.lease * chance.uniform(1.5, 3.0)
     plan.calm = 25.0 * plan.lease
     plan.longest_run = 30.0 * plan.lease
@@ -130,12 +153,25 @@ def _let_terms_end(plan: Plan, chance: random.Random) -> None:
     ]
     cuts = [(chance.uniform(0.5, 2.5) * plan.lease, "cut_datahub_long", chance.randrange(plan.executors))]
     plan.faults = sorted([*plan.faults[:1], *cuts])
+    plan.faultless = False
+
+
+def _let_datahub_be_away(plan: Plan, chance: random.Random) -> None:
+    """For longer than a request waits for it, while a run goes on or before it has begun; nothing else happens."""
+    plan.lease, plan.hold_limit, plan.claim_term = 120, HOLD_LIMIT, CLAIM_TERM
+    plan.server, plan.max_workers, plan.drain = Server(), 1, 0.0
+    plan.requests = [Request("run-0", at=chance.uniform(0.0, 60.0), kind="request")]
+    begins, length = chance.uniform(0.0, 60.0), chance.uniform(31 * 60.0, 40 * 60.0)
+    plan.faults, plan.calm = [(begins, "cut_datahub_half_an_hour", 0)], begins + length
+    plan.faultless, plan.long_outage = False, True
+    plan.longest_run, plan.longest_build = 3000.0, 1.0
+    plan.loss = plan.slow = plan.duplicates = plan.stumbles = 0.0
 
 
 def _longest_run(chance: random.Random, lease: int, hold_limit: int) -> float:
-    if hold_limit < 43_200:  # long enough for a hand-over or two
+    if hold_limit < HOLD_LIMIT:  # long enough for a hand-over or two
         return 2.5 * hold_limit
-    return lease * chance.choice((0.05, 0.3, 1.0, 1.0, 2.0, 4.0))
+    return lease * chance.choice((0.05, 0.3, 1.0, 1.0, 2.0, 4.0) if lease < LONG else (0.05, 0.3, 1.0, 1.5))
 
 
 def _request(chance: random.Random, number: int, span: float) -> Request:

@@ -61,7 +61,13 @@ class SimProcess:
             self._guarded = None
         if ends < float("inf") and self.alive:
             late = GUARD_SPARE * self._world.chance.random()
-            self._guarded = self._world.kernel.at(ends - KILL_MARGIN + late, self._guard_kills)
+            moment = self.executor.loop.moment(ends - KILL_MARGIN + late)
+            self._guarded = self._world.kernel.at(moment, self._guard_kills)
+
+    @property
+    def lease_ends(self) -> float:
+        """When its lease ends, by the world's clock; it and its guard go by its executor's."""
+        return self.lease.ends / self._world.plan.rates[self.executor.index]
 
     def orphaned(self) -> None:
         """Its executor died."""
@@ -87,6 +93,7 @@ class SimProcess:
     def _guard_kills(self) -> None:
         self.guard_ended = True
         self._world.counts["killed by the guard"] += 1
+        self._world.bounds.lease_given_up(self.executor, self.exec_id)
         self.end(-9)
 
 
@@ -102,6 +109,7 @@ class SimIngestion(Ingestion):
         self, request: ExecutionRequest, recipe: Recipe, secrets: Mapping[str, str], output: OutputBuffer
     ) -> Prepared:
         chance = self._world.chance
+        self._world.bounds.prepared(self._executor, request.exec_id)
         await anyio.sleep(chance.uniform(0.0, self._world.plan.longest_build))
         if chance.random() < SHARE_OF_BAD_BUILDS:
             self._world.checks.unbuilt(request.exec_id)
@@ -121,7 +129,7 @@ class SimIngestion(Ingestion):
         world, exec_id = self._world, prepared.request.exec_id
         world.stumble(self._executor)
         await checkpoint()  # where it may be stopped, between the look at the lease and the start
-        if world.now >= lease.ends - KILL_MARGIN:
+        if self._executor.loop.time() >= lease.ends - KILL_MARGIN:
             raise LeaseEndedError("the lease was over before the run began")
         process = SimProcess(world, self._executor, exec_id, lease)
         self._executor.processes.append(process)

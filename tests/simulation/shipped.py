@@ -1,5 +1,6 @@
 """What the shipped code takes from its surroundings, while a schedule runs: its log, its chance, anyio's scopes."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -9,14 +10,19 @@ import sniffio
 import structlog
 from anyio._backends import _asyncio as backend
 
+from executor.claiming import away
+
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
 # Events that tell of a defect: an exception that only the edge of a run caught.
 DEFECTS = frozenset({"run_failed_internally", "settling_failed_internally"})
 
-# What only the log tells of, and what it is counted as.
-COUNTED = {"claim_running_out": "claims that ran out"}
+# What only the log tells of, by its events and words, and what it is counted as.
+COUNTED = {
+    "claim_running_out": "claims that ran out",
+    away().words: "given back, as DataHub was away",
+}
 
 
 class Scope(backend.CancelScope):
@@ -46,8 +52,12 @@ class Log:
         return Log(None, None, {**self._context, **values})
 
     def _log(self, event: str, **values: object) -> None:
-        if self.world is not None and event in COUNTED:
-            self.world.counts[COUNTED[event]] += 1
+        if self.world is not None:
+            if counted := COUNTED.get(event) or COUNTED.get(str(values.get("words"))):
+                self.world.counts[counted] += 1
+            if event == "lease_running_out":
+                executor = self.world.executors[asyncio.get_running_loop().rank]  # type: ignore[attr-defined]
+                self.world.bounds.lease_given_up(executor, self._context["exec_id"])
         if self.world is not None and self.world.recorded:
             shown = {key: value for key, value in {**self._context, **values}.items() if value is not None}
             self.world.tell("  log", event, *(f"{key}={value}" for key, value in shown.items()))

@@ -122,6 +122,8 @@ class SqsServer:
                 f"the message is beyond the limit [{limit} seconds]."
             )
         self._world.tell("sqs", "hides", copy.message_id, seconds)
+        if seconds != self._world.visibility:
+            self._world.bounds.given_back(copy, seconds)
         self._hide(copy, seconds)
         return None
 
@@ -189,12 +191,15 @@ class SqsServer:
             return False
         self._world.counts["redriven"] += 1
         self._world.tell("sqs", "to the dead-letter queue", copy.message_id, copy.exec_id)
+        self._world.bounds.came_back(copy, copy.received_at)
         self._world.checks.redriven(copy)
         self._remove(copy)
         return True
 
     def _hand(self, copy: Copy, visibility: float) -> Json:
         world = self._world
+        if copy.count:
+            world.bounds.came_back(copy, copy.received_at)
         self._by_handle.pop(copy.handle, None)
         self._count += 1
         copy.handle = f"{copy.message_id}#{self._count}"

@@ -5,22 +5,22 @@ import json
 import random
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from tests.simulation import shipped
+from tests.simulation.bounds import LOOK_INTERVAL, Bounds
 from tests.simulation.checks import TERMINAL, Checks, Record
 from tests.simulation.datahub_server import RECIPE, DataHubServer, Entity
 from tests.simulation.fleet import SimExecutor
 from tests.simulation.kernel import Kernel
 from tests.simulation.network import Network
-from tests.simulation.plan import EXECUTOR_ID, Plan, Request, draw
+from tests.simulation.plan import EXECUTOR_ID, Plan, Request, draw, settings_of
 from tests.simulation.sqs_server import SqsServer
 
 LONGEST_CALM = 15_000.0  # seconds in which everything must have ended
-LOOK_INTERVAL = 1.0  # seconds between two looks whether it has
 SCHEDULES_A_COLLECTION = 20
 STUCK_AFTER = 20.0  # seconds of the processor, in which a schedule has ended a thousand times over
 FAR = 20.0  # seconds: a message that is hidden for longer, when all has ended, is not waited for
@@ -39,10 +39,12 @@ class Outcome:
 
 
 class World:
-    """Everything in a schedule; `chance` decides all that the plan leaves open."""
+    """Everything in a schedule; `chance` decides all that the plan leaves open. `rules` None: all of them."""
 
-    def __init__(self, plan: Plan, *, recorded: bool = False) -> None:
+    def __init__(self, plan: Plan, *, recorded: bool = False, rules: Collection[str] | None = None) -> None:
         self.plan = plan
+        self.rules = rules
+        self.visibility = settings_of(plan).message_visibility
         self.chance = random.Random(plan.seed ^ 0x5EED)
         self.kernel = Kernel()
         self.counts: Counter[str] = Counter()
@@ -53,6 +55,7 @@ class World:
         self.sqs = SqsServer(self)
         self.datahub = DataHubServer(self)
         self.checks = Checks(self)
+        self.bounds = Bounds(self)
         self.executors = [SimExecutor(self, index) for index in range(plan.executors)]
         self._unsent = len(plan.requests)
 
@@ -143,6 +146,10 @@ class World:
         away = self.now + self.plan.lease * self.chance.choice((0.2, 0.7, 1.5, 3.0))
         if kind == "cut_datahub_long":
             away = self.now + self.plan.claim_term * self.chance.uniform(1.0, 10.0)
+        if kind == "cut_datahub_half_an_hour":
+            away = self.plan.calm
+            alive = sum(len(record.alive()) for record in self.checks.records.values())
+            self.counts["processes as DataHub went away for half an hour"] += alive
         if kind == "crash":
             self._crash(executor)
         elif kind == "pause":
@@ -158,7 +165,7 @@ class World:
             server = "queue" if "queue" in kind else "datahub"
             silent = self.chance.random() < 0.5
             self.tell("network", kind, executor.name, "until", away)
-            for one in self.executors if kind.endswith("all") else [executor]:
+            for one in self.executors if kind.endswith(("all", "hour")) else [executor]:
                 self.network.cut(one.index, server, away, silent=silent)
 
     def _crash(self, executor: SimExecutor) -> None:
@@ -195,10 +202,14 @@ class World:
             executor.start()
 
     def _look(self) -> None:
+        self.bounds.look()
         if self._unsent == 0 and self._over():
             for executor in self.executors:
                 if executor.alive and executor.worker is not None:
                     self.checks.drained(executor.worker)
+            for exec_id, record in self.checks.records.items():
+                if reason := self.bounds.repeated(record):
+                    self.checks.breached("repeated in vain", f"{exec_id}: {reason}")
             self.kernel.done = True
         else:
             self.kernel.after(LOOK_INTERVAL, self._look)
@@ -227,9 +238,9 @@ class World:
         self.checks.broken("an executor does not come to rest, or a message is never let go")
 
 
-def simulate(seed: int, *, recorded: bool = False) -> Outcome:
-    """Run the schedule of a seed."""
-    world = World(draw(seed), recorded=recorded)
+def simulate(seed: int, *, recorded: bool = False, rules: Collection[str] | None = None) -> Outcome:
+    """Run the schedule of a seed; look at some rules alone, if told so."""
+    world = World(draw(seed), recorded=recorded, rules=rules)
     with _in_time(world):
         return world.run()
 
