@@ -7,8 +7,8 @@ Rules, by the names that a breach is reported under:
   message of the request is on the queue and the claim of a RUNNING request does not name the deleted one; a
   signal's only once the kill is recorded.
 * `not ended`: every request ends, once nothing goes wrong any more. Excused, and counted, is one each message of
-  which is gone, by the queue's redrive policy or, beside others, deleted: each receive that this took is looked at
-  by `bounds`.
+  which is gone, by the queue's redrive policy or, beside others, deleted, where the queue allows fewer receives
+  than the service asks for, or hands out copies.
 * `killed in vain`: no process starts once a kill was recorded for long enough to be seen by an executor that can
   reach DataHub; no kill's message goes to the dead-letter queue before the kill is recorded.
 * `overwritten`: a terminal status is never followed by another status.
@@ -37,13 +37,14 @@ they use up its receives within moments of a DataHub that is away.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from executor.claim import OWNER
+from executor.redrive import enough
 from tests.simulation.bounds import LONGEST_BLIND
 from tests.simulation.datahub_server import IMMUTABLE
 from tests.simulation.plan import settings_of
+from tests.simulation.record import Claimed, Record
 
 if TYPE_CHECKING:
     from executor.worker import Worker
@@ -56,55 +57,6 @@ BEAT, MESSAGE = "executorBeat", "executorMessage"  # properties, see docs/guaran
 TERMINAL = IMMUTABLE | {"FAILURE"}
 HOLE_SLACK = 3.0  # seconds beyond a proof period: a beat's interval, and the time that the looks take
 KILL_SLACK = 3.0  # seconds beyond two poll intervals: the time that the looks take
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """Who wrote a claim, and when for the first time."""
-
-    executor: "SimExecutor"
-    generation: int
-    at: float
-
-    @property
-    def lost(self) -> bool:
-        """Whether its executor may not have been able to say that nothing had begun."""
-        executor = self.executor
-        cut_off = max(executor.hampered_at.values()) >= self.at
-        return executor.generation != self.generation or not executor.alive or executor.stopping or cut_off
-
-
-@dataclass(slots=True)
-class Record:
-    """What happened to one request."""
-
-    processes: "list[SimProcess]" = field(default_factory=list)
-    claims: "dict[str, Claimed]" = field(default_factory=dict)  # by owner that wrote RUNNING
-    begun: set[str] = field(default_factory=set)  # owners that began to prepare it
-    written: dict[str, tuple[str, float]] = field(
-        default_factory=dict
-    )  # by owner: its last beat, when stored
-    sent: set[str] = field(default_factory=set)  # its messages
-    gone: set[str] = field(default_factory=set)  # those that were deleted, or went to the dead-letter queue
-    redriven: bool = False  # one of them went there
-    killed_at: float | None = None  # when a kill was first recorded
-    kill_asked: bool = False
-    unbuilt: bool = False
-    many: bool = False  # more than one message, or copy, of it was there
-    twinned: bool = False  # two handles of one message were valid
-    duplicated: bool = False  # a hidden message was handed out once more
-    attempts: int = 0  # the highest number that was stored
-    ended: bool = False  # a terminal status was stored
-    worked_at: float = 0.0  # when somebody was last at work on it, see `Bounds`
-
-    @property
-    def attempts_spent(self) -> int:
-        """Under how many claims a process may have started, as far as the next claimant can know."""
-        return sum(owner in self.begun or claimed.lost for owner, claimed in self.claims.items())
-
-    def alive(self) -> "list[SimProcess]":
-        """Those that run now."""
-        return [process for process in self.processes if process.alive]
 
 
 class Checks:
@@ -180,7 +132,8 @@ class Checks:
         attempt = properties.get("executorAttempt", "0")
         record.attempts = max(record.attempts, int(attempt))
         if after == "RUNNING":
-            record.claims.setdefault(writer, Claimed(executor, executor.generation, self._world.now))
+            since = self._world.now - self._world.plan.lease
+            record.claims.setdefault(writer, Claimed(executor, executor.generation, since))
         if self._tells_apart(record):
             # Without conditions a write that arrives late may cover a FAILURE: docs/guarantees.md.
             kept = self._world.plan.server.conditions or before != "FAILURE"
@@ -242,9 +195,10 @@ class Checks:
 
     def taken_away(self, exec_id: str) -> bool:
         """Whether no message of it is left, nor can come: the dead-letter queue has it, nobody is told any more."""
-        record = self.records[exec_id]
+        record, plan = self.records[exec_id], self._world.plan
         here = any(copy.exec_id == exec_id and not copy.signal for copy in self._world.sqs.copies)
-        return record.redriven and record.sent == record.gone and not here
+        few = plan.redrive is not None and plan.redrive < enough(plan.max_attempts)
+        return record.redriven and record.sent == record.gone and not here and (few or record.duplicated)
 
     def drained(self, worker: "Worker") -> None:
         """An executor has nothing to do."""

@@ -124,7 +124,7 @@ def draw(seed: int) -> Plan:
         duplicates=chance.choice((0.0, 0.0, 0.2, 0.5)) if faulty else 0.0,
         stumbles=chance.choice((0.0, 0.0, 0.01, 0.03)) if "pause" in kinds else 0.0,
         twins=chance.random() < 0.5,
-        redrive=chance.choice((None, None, None, 5, 8)),
+        redrive=chance.choice((None, None, None, 5, 10)),
         refuses_term=chance.choice((0.0, 0.3)),
         faultless=not faulty,
         long_outage=False,

@@ -12,12 +12,13 @@ from typing import Any
 
 from tests.simulation import shipped
 from tests.simulation.bounds import LOOK_INTERVAL, Bounds
-from tests.simulation.checks import TERMINAL, Checks, Record
+from tests.simulation.checks import TERMINAL, Checks
 from tests.simulation.datahub_server import RECIPE, DataHubServer, Entity
 from tests.simulation.fleet import SimExecutor
 from tests.simulation.kernel import Kernel
 from tests.simulation.network import Network
 from tests.simulation.plan import EXECUTOR_ID, Plan, Request, draw, settings_of
+from tests.simulation.record import Record
 from tests.simulation.sqs_server import SqsServer
 
 LONGEST_CALM = 15_000.0  # seconds in which everything must have ended
