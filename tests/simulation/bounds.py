@@ -15,8 +15,8 @@ Rules, by the names that a breach is reported under:
   minute at most one that its executor receives again before it is through with it.
 * `received in vain`: no message comes back from an executor that nothing has happened to.
 * `repeated in vain`: where nothing goes wrong, no message of a request goes to the dead-letter queue, and it ends
-  in its first attempt, if that needs no hand-over; where but DataHub is away, for less than a claim's term, it has
-  one process at most.
+  in its first attempt, unless it needs a hand-over on a queue that allows too few receives; where but DataHub is
+  away, for less than a claim's term, it has one process at most.
 """
 
 from collections.abc import Callable
@@ -207,7 +207,10 @@ class Bounds:
             return None
         if plan.faultless and record.redriven:
             return "a message of it went to the dead-letter queue"
-        if plan.faultless and plan.hold_limit == HOLD_LIMIT and record.attempts > 1:
+        kept_waiting = (
+            plan.few_receives and plan.hold_limit < HOLD_LIMIT
+        )  # by a full executor, fresh messages too
+        if plan.faultless and not kept_waiting and record.attempts > 1:
             return f"{record.attempts} attempts, though nothing went wrong"
         if plan.long_outage and len(record.processes) > 1:
             return f"{len(record.processes)} processes, though only DataHub was away"

@@ -40,7 +40,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from executor.claim import OWNER
-from executor.redrive import enough
 from tests.simulation.bounds import LONGEST_BLIND
 from tests.simulation.datahub_server import IMMUTABLE
 from tests.simulation.plan import settings_of
@@ -195,10 +194,10 @@ class Checks:
 
     def taken_away(self, exec_id: str) -> bool:
         """Whether no message of it is left, nor can come: the dead-letter queue has it, nobody is told any more."""
-        record, plan = self.records[exec_id], self._world.plan
+        record = self.records[exec_id]
         here = any(copy.exec_id == exec_id and not copy.signal for copy in self._world.sqs.copies)
-        few = plan.redrive is not None and plan.redrive < enough(plan.max_attempts)
-        return record.redriven and record.sent == record.gone and not here and (few or record.duplicated)
+        excused = self._world.plan.few_receives or record.duplicated
+        return record.redriven and record.sent == record.gone and not here and excused
 
     def drained(self, worker: "Worker") -> None:
         """An executor has nothing to do."""

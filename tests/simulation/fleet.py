@@ -1,5 +1,6 @@
 """The executors: the shipped `Worker` and all that it holds, each on a loop of its own."""
 
+import math
 import random
 import traceback
 from collections.abc import Callable
@@ -86,6 +87,7 @@ class SimExecutor:
         queue = SqsQueue(
             SqsClient(world, self), QUEUE_URL, settings.message_visibility, settings.message_hold_limit
         )
+        queue.max_receives = math.inf if plan.redrive is None else plan.redrive
         datahub = DataHub(SimTransport(world, self))
         await self.worker.serve(queue, datahub, SimIngestion(world, self, settings), self._stopping)
 

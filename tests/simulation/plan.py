@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from executor.claim import CLAIM_TERM
+from executor.redrive import enough
 from executor.settings import Settings, load_settings
 
 EXECUTOR_ID = "remote"
@@ -80,6 +81,11 @@ class Plan:
     long_outage: bool  # DataHub is away for more than half an hour, and nothing else goes wrong
     rates: tuple[float, ...]  # of the executors' clocks: seconds of theirs in one of the world's
     claim_term: float = CLAIM_TERM  # seconds
+
+    @property
+    def few_receives(self) -> bool:
+        """Whether the queue allows fewer receives of a message than the service asks for."""
+        return self.redrive is not None and self.redrive < enough(self.max_attempts)
 
 
 def draw(seed: int) -> Plan:
