@@ -11,7 +11,7 @@ import structlog
 from anyio.abc import TaskStatus
 
 from executor.consumer import Consumer
-from executor.run import ActiveRuns, Phase, StopReason
+from executor.run import ActiveRuns, StopReason
 
 # Seconds after the drain: 10 s for SIGTERM, then SIGKILL, 3 s for the last write, 5 s to give the message back.
 # With the 100 s of a drain these are less than the 120 s after which Fargate kills.
@@ -67,7 +67,7 @@ async def drain(active: ActiveRuns, consumer: Consumer, request: StopRequest, se
         log.info("draining", runs=0, waiting_for=f"the receive under way, {until}")
     consumer.stop()
     for run in active:
-        if run.phase is Phase.WAITING:
+        if not run.claimed:
             run.stop(StopReason.DRAINED)
     await _unless(request.hurry, active.emptied, seconds)
     hurried = request.hurry.is_set()

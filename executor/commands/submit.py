@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import anyio
@@ -111,9 +112,14 @@ class _Submission:
         name = f"kill-{request.exec_id}"
         fifo = f" --message-group-id {name} --message-deduplication-id {name}"
         group = fifo if self._queue_url.endswith(".fifo") else ""
+        # AWS's own command reads neither AWS_REGION nor, in older releases, AWS_ENDPOINT_URL.
+        region = f" --region {self._settings.aws_region}" if self._settings.aws_region else ""
+        server = urlsplit(self._queue_url)
+        aws = (server.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
+        endpoint = "" if aws else f" --endpoint-url {server.scheme}://{server.netloc}"
         return (
             f"\n{self._place()}: {urn_of(request.exec_id)}\nTo cancel it:\n"
-            f"  aws sqs send-message --queue-url {self._queue_url}{group} --message-body '{kill}'"
+            f"  aws sqs send-message{region}{endpoint} --queue-url {self._queue_url}{group} --message-body '{kill}'"
         )
 
     def _place(self) -> str:

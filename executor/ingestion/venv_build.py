@@ -115,7 +115,8 @@ class Uv:
             step = _Step("the extra requirements could not be installed", _NO_PACKAGE, spec, directory, log)
             await self._install(["-c", str(pin)], extras, step)
         warnings = tuple(
-            f"{CLI} {installed} has no plugin named `{extra}`: check the source's type and the extra plugins"
+            f"{CLI} {installed} has no plugin named `{extra}`: if the source is not found, check its type and the "
+            "extra plugins"
             for extra in _missing_extras(venv, spec)
         )
         for warning in warnings:

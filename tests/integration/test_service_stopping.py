@@ -65,6 +65,18 @@ async def test_after_the_drain_time_out_another_service_starts_the_run_again_at_
     assert len(site.clis.notes("ended")) == 1, "the first one was ended before"
 
 
+async def test_a_stopping_service_does_not_hold_on_to_what_it_has_not_claimed(site: Site) -> None:
+    site.fake_cli("fake", QUICK)
+    async with site.service(**SHORT_POLLS, DATAHUB_EXECUTOR_DRAIN_TIMEOUT="600") as service:
+        site.datahub.faults.add("*", Fault.status(503))
+        await site.submit("r1")
+        await site.event("request_received")
+        terminate()
+        await site.stopped(service)
+    assert site.clis.notes("started") == []
+    assert await site.counts() == (1, 0), "it can be received at once"
+
+
 @BOTH_STARTS
 async def test_a_second_signal_hurries(site: Site) -> None:
     site.fake_cli("fake", PATIENT)

@@ -63,7 +63,7 @@ def _not_reached(queue: str, error: QueueError | TimeoutError, findings: Finding
     )
     findings.fault(NAMES[0], words, way_out)
     for name in NAMES[1:]:
-        findings.skipped(name, "the queue can't be reached")
+        findings.skipped(name, "there is no queue to ask")
 
 
 async def _facts(queue: SqsQueue, findings: Findings) -> QueueFacts | Literal["denied", "unreachable"]:
