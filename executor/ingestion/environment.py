@@ -6,7 +6,8 @@ from pathlib import Path
 
 # Names that hold a secret by all custom; what is found under them is masked wherever it shows.
 _SENSITIVE = re.compile(
-    r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|PRIVATE|API_?KEY|ACCESS_?KEY|_PAT$", re.IGNORECASE
+    r"TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|PRIVATE|(?:API|ACCESS|ENCRYPTION|SIGNING)_?KEY|_(?:PAT|PASS|PWD)$",
+    re.IGNORECASE,
 )
 # ... unless the name goes on to say that it only leads to the secret, or names its owner.
 _HARMLESS = re.compile(r"(?:_ID|_FILE|_PATH|_ARN|_NAME)$", re.IGNORECASE)
@@ -19,8 +20,9 @@ _OF_ONE_RUN = ("TMPDIR", "INGESTION_ARTIFACT_DIR")
 # What Python and the libraries below it read before a line of the CLI is run, so that nobody sees them do it; and
 # what the CLI itself is known to read when it is imported.
 _READ_AT_START = re.compile(
-    r"(?:LD_|LC_|LANG|PYTHON|MALLOC_|GLIBC_|GCONV_|OPENSSL_|OMP_|OPENBLAS_|MKL_|GOTO_|GRPC_|RUST|TOKIO_|RAYON_|ARROW_|JE_"
-    r"|ORACLE_|NLS_|ODBC|TNS_|KRB5|JAVA_|JVM_)|(?:TZ|HOME|PATH|USER|LOGNAME|TERM|VIRTUAL_ENV|DATAHUB_DEBUG)$"
+    r"(?:LD_|LC_|LANG|PYTHON|MALLOC_|GLIBC_|GCONV_|OPENSSL_|SSL_CERT_|GNUTLS_|LDAP|OMP_|KMP_|OPENBLAS_|MKL_|GOTO_"
+    r"|GRPC_|RUST|TOKIO_|RAYON_|ARROW_|JE_|ORACLE_|NLS_|ODBC|TNS_|KRB5|JAVA_|JVM_)|(?:TZ|HOME|PATH|USER|LOGNAME|TERM|VIRTUAL_ENV)$"
+    r"|DATAHUB_(?:DEBUG|TELEMETRY_ENABLED)$"
 )
 _SETTINGS_OF_THE_EXECUTOR = ("EXECUTOR_TASK_MEMORY_LIMIT", "EXECUTOR_TASK_WEIGHT")
 
@@ -73,7 +75,7 @@ def shared_environment(env: Mapping[str, str], looked_at: Container[str]) -> dic
     return {
         name: value
         for name, value in env.items()
-        if (everything or name in looked_at or name.startswith("DATAHUB_") or _READ_AT_START.match(name))
+        if (everything or name in looked_at or _READ_AT_START.match(name))
         and _is_shared(name, value)
     }
 

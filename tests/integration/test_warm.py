@@ -268,7 +268,9 @@ while not os.path.exists(sys.argv[1]):
 
 
 async def test_a_parent_has_no_secret_and_no_more_than_it_needs(stage: Stage) -> None:
-    stage.env |= {"DATAHUB_GMS_TOKEN": "hunter2", "DB_PW": "hunter2", "PROXY": "http://u:hunter2@h"}
+    names = ("GMS_TOKEN", "DB_PASS", "ENCRYPTION_KEY", "KEY_PASSPHRASE", "SALT")
+    stage.env |= {f"DATAHUB_{name}": "hunter2" for name in names}
+    stage.env |= {"DB_PW": "hunter2", "PROXY": "http://u:hunter2@h"}
     venv = stage.venv("print('ran')")
     parent = await stage.parent(venv)
     await stage.run(True, stage.command(venv, stdin=b"hunter2"), venv)
@@ -578,7 +580,7 @@ async def test_a_run_whose_environment_would_have_changed_the_import_starts_cold
     venv = stage.venv("", "import os\nlimit = os.getenv('PAGE_SIZE')\nkind = os.environ.get('KIND', '')\n")
     stage.env |= {"KIND": "usual"}
     assert (await stage.parent(venv)).env["KIND"] == "usual", "it looked, and was given it"
-    for name in ("PAGE_SIZE", "LD_PRELOAD", "PYTHONHASHSEED"):
+    for name in ("PAGE_SIZE", "LD_PRELOAD", "PYTHONHASHSEED", "SSL_CERT_FILE", "SSL_CERT_DIR"):
         assert await stage.refused(venv, {**stage.env, name: "7"}) == (
             f"{name} counts when the CLI is imported, and is a secret or not what it is for other runs"
         )

@@ -12,6 +12,9 @@ from executor.ingestion.environment import difference, sensitive_values, shared_
         ("DATAHUB_GMS_TOKEN", "eyJhbGciOi"),
         ("DB_PASSWORD", "hunter"),
         ("GITHUB_PAT", "ghp_abcdef"),
+        ("DATAHUB_DB_PASS", "hunter"),
+        ("DATAHUB_ENCRYPTION_KEY", "0123456789"),
+        ("DATAHUB_KEY_PASSPHRASE", "open sesame"),
         ("TOKEN_URL", "https://user:pa55word@host/"),
     ],
 )
@@ -41,6 +44,9 @@ def test_what_only_leads_to_a_secret_or_is_an_ordinary_word_is_not(name: str, va
     [
         ("DATAHUB_GMS_TOKEN", "t"),
         ("DB_PASSWORD", "x"),
+        ("DATAHUB_DB_PASS", "x"),
+        ("DATAHUB_ENCRYPTION_KEY", "x"),
+        ("DATAHUB_KEY_PASSPHRASE", "x"),
         ("HTTPS_PROXY", "http://user:pw@proxy:3128"),
         ("TMPDIR", "/work/runs/r1/tmp"),
         ("INGESTION_ARTIFACT_DIR", "/work/artifacts/r1"),
@@ -52,9 +58,9 @@ def test_secrets_and_what_is_a_runs_own_are_not_for_all_runs(name: str, value: s
 
 
 def test_all_runs_share_what_counts_and_no_more() -> None:
-    env = {"TZ": "UTC", "CI": "true", "EDITOR": "vi", "DATAHUB_TELEMETRY_ENABLED": "false"}
+    env = {"TZ": "UTC", "CI": "true", "EDITOR": "vi", "DATAHUB_SALT": "x", "SSL_CERT_FILE": "/etc/ca.pem"}
     shared = shared_environment(env, {"CI", "NEVER_SET"})
-    assert shared.keys() == {"TZ", "CI", "DATAHUB_TELEMETRY_ENABLED"}
+    assert shared.keys() == {"TZ", "CI", "SSL_CERT_FILE"}
     preloaded = {**env, "LD_PRELOAD": "faults.so"}
     assert shared_environment(preloaded, {"CI"}) == preloaded
     assert difference({**preloaded, "EDITOR": "ed"}, preloaded, ()) == "EDITOR"
