@@ -75,8 +75,7 @@ def shared_environment(env: Mapping[str, str], looked_at: Container[str]) -> dic
     return {
         name: value
         for name, value in env.items()
-        if (everything or name in looked_at or _READ_AT_START.match(name))
-        and _is_shared(name, value)
+        if (everything or name in looked_at or _READ_AT_START.match(name)) and _is_shared(name, value)
     }
 
 

@@ -214,22 +214,23 @@ class Ingestion:
         return await run()
 
     async def start_ahead(self, plugins: Sequence[str]) -> None:
-        """Have the warm parents of bundled venvs before the first run asks for them."""
-        for plugin in plugins:
-            try:
-                spec = venv_spec(
-                    version=BUNDLED,
-                    plugin=plugin,
-                    extra_plugins=(),
-                    extra_requirements=(),
-                    dependency_resolution_enabled=False,
-                )
-                venv = await self._venvs.get(spec, _unheard)
-            except VenvError as error:
-                log.warning("not_started_ahead", source_type=plugin, reason=str(error))
-                continue
-            if self.parents is not None:
-                await self.parents.find(venv, plugin, self.environment(venv))
+        """Have the warm parents of bundled venvs before the first run asks for them, one after the other."""
+        async with anyio.create_task_group() as tasks:
+            for plugin in plugins:
+                try:
+                    spec = venv_spec(
+                        version=BUNDLED,
+                        plugin=plugin,
+                        extra_plugins=(),
+                        extra_requirements=(),
+                        dependency_resolution_enabled=False,
+                    )
+                    venv = await self._venvs.get(spec, _unheard)
+                except VenvError as error:
+                    log.warning("not_started_ahead", source_type=plugin, reason=str(error))
+                    continue
+                if self.parents is not None:
+                    await tasks.start(self.parents.keep, venv, plugin, self.environment(venv))
 
     def environment(self, venv: Venv) -> dict[str, str]:
         """What the environments of all runs from a venv have in common, and a folder or two that they have not."""

@@ -4,20 +4,20 @@ A run that is forked from it is what it would have been if it had been started f
 Where that can't be had, or not for sure, there is a reason why not, and the run is started from the disk.
 """
 
-import ctypes
 import errno
 import json
 import os
 import re
 import signal
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
 import anyio
 
+from executor.ingestion.adoption import Adoption
 from executor.ingestion.cgroup import oom_kills
 from executor.ingestion.guard import Guard
 from executor.ingestion.members import look_at, members_of
@@ -50,23 +50,28 @@ _BY_SHELL = re.compile(
 _THREADLESS = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 _PROGRAM = Path(__file__).with_name("warm_parent.py")
 _ABANDON_ROUNDS, _ABANDON_PACE = 250, 0.02  # looks, and seconds between them
-_SET_SUBREAPER, _GET_SUBREAPER = 36, 37  # prctl(2)
+
+
+class _LeftUnforkedError(Exception):
+    """A run got no process from a parent that is as it was."""
 
 
 class WarmParent:
     """One parent. `live` is its life; what it is worth is known once `settled` returns."""
 
     def __init__(
-        self, venv: Venv, source_type: str, env: Mapping[str, str], guard: Guard, adoption: "Adoption"
+        self, venv: Venv, source_type: str, env: Mapping[str, str], guard: Guard, adoption: Adoption
     ) -> None:
         self.key = (venv.path, source_type)
         self.env = env
         self.names: frozenset[str] = frozenset()  # of variables that its imports looked at
         self.unfit: str | None = None  # why no run can be forked from it
-        self.memory = 0  # bytes, PSS before it shared any of it
+        # Bytes, PSS before its runs shared any of it. A file that others map as well counts by its share then.
+        self.memory = 0
         self.used = anyio.current_time()
         self.ended = False
         self.died = False  # it ended by itself, or had to be ended, though it might be fit
+        self.forked = False  # a run, at least once
         self._guard = guard
         self._adoption = adoption
         self._settled = anyio.Event()
@@ -80,6 +85,10 @@ class WarmParent:
     async def settled(self) -> None:
         """Return once it is ready or `unfit`."""
         await self._settled.wait()
+
+    async def gone(self) -> None:
+        """Return once it has ended, if it ever was ready."""
+        await self._gone.wait()
 
     def end(self) -> None:
         """End it; its runs go on."""
@@ -152,6 +161,10 @@ class WarmParent:
                     pid = await self._forked(mark)
                 limit(pid, command)
                 tree = ProcessTree(pid, mark, before, Pipes(our_input, our_output))
+            except _LeftUnforkedError as error:
+                ends.close()
+                await _end_all(mark)  # there may be a child that did not get far
+                raise NotForkedError(str(error)) from error
             except (OSError, ValueError, TimeoutError) as error:
                 self.died = not self.ended
                 self.end()
@@ -160,17 +173,20 @@ class WarmParent:
                 await _end_all(mark)
                 raise NotForkedError(str(error) or "its parent did not answer") from error
             ends.pop_all()
+            self.forked = True
             return tree
 
     async def _forked(self, mark: int) -> int:
         """The number of the child that bears the mark."""
         with anyio.fail_after(FORK_LIMIT):
             answer = await self._answer()
+        if "failed" in answer:
+            raise _LeftUnforkedError(f"the system gave it no process: {answer['failed']}")
         if "pid" not in answer:
-            raise OSError(errno.ECHILD, str(answer.get("failed", "its parent is gone")))
+            raise ValueError("its parent is gone")
         child = look_at(int(answer["pid"]))
         if child is None or (child.mark, child.session, child.parent) != (mark, child.pid, os.getpid()):
-            raise OSError(errno.ECHILD, "the child is not what it should be")
+            raise ValueError("the child is not what it should be")
         return child.pid
 
     async def _settle(self) -> None:
@@ -190,7 +206,7 @@ class WarmParent:
         except TimeoutError:
             self.unfit = f"it was not imported within {IMPORT_LIMIT:g} s"
         except (OSError, ValueError) as error:
-            self.unfit = f"it can't be looked at: {error}"
+            self.unfit, self.died = f"it can't be looked at: {error}", True
         if self.unfit is not None:
             self.end()
         self._settled.set()
@@ -206,38 +222,13 @@ def identity(venv: Venv) -> tuple[object, ...]:
     """What changes when a venv is replaced, or something is installed into it. Raises OSError: it is gone."""
     looks = [path.stat() for path in (Path(venv.command[-1]), venv.python)]
     installed = [
-        (entry.name, entry.inode())
+        (entry.name, entry.inode(), entry.stat().st_mtime_ns)  # the same inode may come again
         for packages in venv.path.glob("lib/python3*/site-packages")
         for entry in os.scandir(packages)
         if entry.name.endswith("-info")
     ]
     files = [(look.st_dev, look.st_ino, look.st_mtime_ns) for look in looks]
     return (venv.path.stat().st_ino, *files, *sorted(installed))
-
-
-class Adoption:
-    """Makes this process the parent of what is orphaned below it, as a container's first process is anyway.
-
-    Only meanwhile: what runs leave behind is otherwise init's to collect.
-    """
-
-    def __init__(self) -> None:
-        self._libc = ctypes.CDLL(None)
-        self._before = ctypes.c_int()
-        self._users = 0
-
-    @contextmanager
-    def open(self) -> Iterator[bool]:
-        """Adopt meanwhile; yields whether the system allows it."""
-        self._users += 1
-        if self._users == 1:
-            self._libc.prctl(_GET_SUBREAPER, ctypes.byref(self._before), 0, 0, 0)
-        try:
-            yield self._libc.prctl(_SET_SUBREAPER, 1, 0, 0, 0) == 0
-        finally:
-            self._users -= 1
-            if not self._users:
-                self._libc.prctl(_SET_SUBREAPER, self._before.value, 0, 0, 0)
 
 
 def _interpreter(venv: Venv) -> list[str]:

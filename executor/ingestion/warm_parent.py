@@ -88,6 +88,7 @@ class Parent:
         self.changes: dict[str, str | None] = {
             name: value for name, value in os.environ.items() if given.get(name) != value
         }
+        sys.argv = [script]
         descriptors, mappings = _descriptors(), _shared_mappings()
         with _Captured() as printed:
             self.names = self._import(source_type)
@@ -135,7 +136,7 @@ class Parent:
             try:
                 intermediate = os.fork()
             except OSError as error:
-                intermediate, reason = -1, str(error)
+                intermediate, reason = -1, error.strerror
             if not intermediate:
                 os.close(there)
                 _orphan(json.loads(packet)["mark"])

@@ -1,6 +1,6 @@
 """The warm parents of one executor: which there are, for how long, and how much memory they take."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -8,18 +8,22 @@ from pathlib import Path
 
 import anyio
 import structlog
-from anyio.abc import TaskGroup
+from anyio.abc import TaskGroup, TaskStatus
 
+from executor.ingestion.adoption import Adoption
 from executor.ingestion.environment import difference, shared_environment
 from executor.ingestion.guard import Guard
 from executor.ingestion.output import in_units
 from executor.ingestion.venv import Venv
-from executor.ingestion.warm import Adoption, WarmParent, identity
+from executor.ingestion.warm import WarmParent, identity
 from executor.lack import reason
 
 LOOK_PACE = 60.0  # seconds between two looks at the venv of a parent that nobody asks for
 MOST_STARTS = 4  # of parents that one run waits for
-MOST_DEATHS = 3  # of the parents of a venv and a source type, before no other one is tried
+MOST_DEATHS = (
+    3  # of the parents of a venv and a source type within DEATHS_COUNT, before no other one is tried
+)
+DEATHS_COUNT = 900.0  # seconds; so long, or until one has forked a run
 
 log = structlog.get_logger()
 
@@ -41,7 +45,8 @@ class WarmParents:
         self._names: set[str] = set()  # of variables that some import looked at
         self._looked_at: defaultdict[_Key, set[str]] = defaultdict(set)
         self._refused: dict[_Key, tuple[object, ...]] = {}
-        self._deaths: Counter[_Key] = Counter()
+        self._deaths: dict[tuple[object, ...], list[float]] = {}  # when, by key and identity
+        self._ahead: set[_Key] = set()  # of parents that are kept though nobody asks for them
         self._said: set[tuple[_Key, str]] = set()
         self._adoption = Adoption()
         self._adopts = False
@@ -81,13 +86,33 @@ class WarmParents:
             return None
         return parent
 
+    async def keep(
+        self,
+        venv: Venv,
+        source_type: str,
+        env: Mapping[str, str],
+        *,
+        task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Have the parent however long no run asks for it, and another one where it ended.
+
+        Has started once it is there, or can't be. Returns once it had to make room: from then on it is as any.
+        """
+        key = (venv.path, source_type)
+        self._ahead.add(key)
+        parent = await self.find(venv, source_type, env)
+        task_status.started()
+        while key in self._ahead:
+            if parent is not None:
+                await parent.gone()
+            await anyio.sleep(LOOK_PACE)
+            if key in self._ahead:
+                parent = await self.find(venv, source_type, env)
+
     def _differs(self, key: _Key, env: Mapping[str, str], given: Mapping[str, str]) -> bool:
         name = difference(env, given, self._looked_at[key])
         if name is not None:
-            self._say(
-                key,
-                f"{name} counts when the CLI is imported, and is a secret or not what it is for other runs",
-            )
+            self._say(key, _counts(name))
         return name is not None
 
     def not_forked(self, parent: WarmParent, why: str) -> None:
@@ -97,7 +122,7 @@ class WarmParents:
     async def _settled(self, key: _Key, venv: Venv) -> WarmParent | None:
         for _ in range(MOST_STARTS):
             now = identity(venv)
-            if self._refused.get(key) == now or self._deaths[key] >= MOST_DEATHS:
+            if self._refused.get(key) == now or self._dies(key, now):
                 return None
             kept = self._parents.get(key)
             if kept is not None and (kept.parent.ended or kept.identity != now):
@@ -131,7 +156,11 @@ class WarmParents:
         """What a parent looked at, and could have been given, the next one is given."""
         self._looked_at[key] |= kept.parent.names
         self._names |= kept.parent.names
-        if self._given(kept.venv) != kept.parent.env:
+        given = self._given(kept.venv)
+        name = difference(self._environment(kept.venv), given, self._looked_at[key])
+        if name is not None:
+            kept.parent.unfit = _counts(name)
+        if name is not None or given != kept.parent.env:
             kept.parent.end()
 
     def _make_room(self, newest: "_Kept") -> None:
@@ -139,6 +168,7 @@ class WarmParents:
             if self.memory <= self._budget:
                 return
             if kept is not newest and kept.parent.memory:
+                self._ahead.discard(key)
                 self._end(key)
         if self.memory > self._budget and newest.parent.unfit is None:
             newest.parent.unfit = (
@@ -149,7 +179,7 @@ class WarmParents:
     async def _keep(self, key: _Key, kept: "_Kept") -> None:
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._watch, kept)
+                tasks.start_soon(self._watch, key, kept)
                 await kept.parent.live()
                 tasks.cancel_scope.cancel()
         except Exception:  # the edge of a parent: runs go on without
@@ -157,15 +187,29 @@ class WarmParents:
         finally:
             if self._parents.get(key) is kept:
                 del self._parents[key]
-            self._deaths[key] += kept.parent.died
-            if self._deaths[key] >= MOST_DEATHS:
-                self._say(key, f"{MOST_DEATHS} processes that had imported it died or hung")
+            self._count(key, kept)
 
-    async def _watch(self, kept: "_Kept") -> None:
+    def _count(self, key: _Key, kept: "_Kept") -> None:
+        if kept.parent.forked:
+            self._deaths.pop((key, kept.identity), None)
+        if kept.parent.died:
+            self._deaths.setdefault((key, kept.identity), []).append(anyio.current_time())
+            if self._dies(key, kept.identity):
+                self._say(
+                    key,
+                    f"{MOST_DEATHS} processes that import it died or hung within {DEATHS_COUNT:g} s; "
+                    "another one is tried that long after the first of them, or when the venv changed",
+                )
+
+    def _dies(self, key: _Key, now: tuple[object, ...]) -> bool:
+        since = anyio.current_time() - DEATHS_COUNT
+        return sum(death > since for death in self._deaths.get((key, now), ())) >= MOST_DEATHS
+
+    async def _watch(self, key: _Key, kept: "_Kept") -> None:
         """End it when it is not used for long, or its venv is another one."""
         await kept.parent.settled()
-        while (left := kept.parent.used + self._idle - anyio.current_time()) > 0:
-            await anyio.sleep(min(left, LOOK_PACE))
+        while (left := kept.parent.used + self._idle - anyio.current_time()) > 0 or key in self._ahead:
+            await anyio.sleep(min(left, LOOK_PACE) if left > 0 else LOOK_PACE)
             try:
                 if identity(kept.venv) != kept.identity:
                     break
@@ -180,6 +224,10 @@ class WarmParents:
         if (key, why) not in self._said:
             self._said.add((key, why))
             log.warning("runs_start_cold", venv=str(key[0]), source_type=key[1], reason=why)
+
+
+def _counts(name: str) -> str:
+    return f"{name} counts when the CLI is imported, and is a secret or not what it is for other runs"
 
 
 @dataclass(frozen=True)

@@ -151,8 +151,8 @@ told = {
 print(json.dumps(told, sort_keys=True))
 """
 NOISY = """
-import os, warnings
-print("a word of the import's")
+import os, sys, warnings
+print("a word of the import of", sys.argv[0])
 os.write(2, b"another one's\\n")
 os.environ["SET_BY_IMPORT"] = "yes"
 os.environ.pop("TAKEN_BY_IMPORT", None)
@@ -178,7 +178,7 @@ async def test_a_forked_run_finds_everything_as_one_from_the_disk_does(locale: s
     ended, output = await stage.run(True, command, venv)
     *words, told = output.splitlines()
     *cold_words, cold_told = cold_output.splitlines()
-    assert words == cold_words == [b"a word of the import's", b"another one's"]
+    assert words == cold_words == [f"a word of the import of {script}".encode(), b"another one's"]
     told, cold_told = json.loads(told), json.loads(cold_told)
     assert told == cold_told
     assert told["parent"] == os.getpid()
@@ -498,6 +498,71 @@ async def test_a_parent_that_does_not_fork_is_ended_and_leaves_nothing(
     assert (await stage.run(True, stage.command(venv), venv))[1] == b"ran\n"
 
 
+# From the fork that proves it fit until SIGUSR1; root has as many processes as it likes, so it is nobody then.
+WITHOUT_PROCESSES = """
+import os, resource, signal
+users, (soft, hard), nobody = os.getresuid(), resource.getrlimit(resource.RLIMIT_NPROC), 65534
+def restrict():
+    global restrict
+    resource.setrlimit(resource.RLIMIT_NPROC, (1, hard))
+    if not users[0]:
+        os.setresuid(nobody, nobody, 0)
+    restrict = int
+os.register_at_fork(after_in_parent=lambda: restrict())
+def restore(*_):
+    os.setresuid(*users)
+    resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
+signal.signal(signal.SIGUSR1, restore)
+"""
+
+
+async def test_a_parent_that_the_system_lets_fork_nothing_is_kept_until_it_can(stage: Stage) -> None:
+    venv = stage.venv("say('ran')", WITHOUT_PROCESSES)
+    parent, command, before = await stage.parent(venv), stage.command(venv, cwd=Path("/")), descriptors()
+    for _ in range(warm_pool.MOST_DEATHS):
+        with pytest.raises(NotForkedError, match=r"gave it no process: Resource temporarily unavailable$"):
+            await run_process(command, Output(), guard=stage.guard, start=parent.start)
+    assert (alive(venv), descriptors(), zombies()) == ([parent.pid], before, [])
+    os.kill(parent.pid, signal.SIGUSR1)
+    assert (await stage.run(True, command, venv))[1] == b"ran\n"
+    assert alive(venv) == [parent.pid]
+
+
+async def kill_parent(stage: Stage, venv: Venv) -> None:
+    parent = await stage.parent(venv)
+    os.kill(parent.pid, signal.SIGKILL)
+    await until(lambda: stage.parents.count == 0)
+
+
+@pytest.mark.parametrize("way_out", ["time", "another venv"])
+async def test_no_more_parents_of_a_kind_are_tried_once_some_died_soon_after_each_other(
+    way_out: str, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    venv = stage.venv("")
+    for _ in range(warm_pool.MOST_DEATHS - 1):
+        await kill_parent(stage, venv)
+    with capture_logs() as said:
+        await kill_parent(stage, venv)
+        assert await stage.parents.find(venv, "fake", stage.env) is None
+    [event] = said
+    assert event["event"] == "runs_start_cold"
+    assert "died or hung within 900 s; another one is tried that long after" in event["reason"]
+    if way_out == "time":
+        monkeypatch.setattr(warm_pool, "DEATHS_COUNT", 0.0)
+    else:
+        Path(venv.command[-1]).touch()
+    await stage.parent(venv)
+
+
+async def test_deaths_before_a_run_was_forked_are_forgotten(stage: Stage) -> None:
+    venv = stage.venv("say('ran')")
+    for _ in range(warm_pool.MOST_DEATHS - 1):
+        await kill_parent(stage, venv)
+    assert (await stage.run(True, stage.command(venv), venv))[1] == b"ran\n"
+    await kill_parent(stage, venv)
+    await stage.parent(venv)
+
+
 # Venvs that are not fit
 
 DAEMON = """
@@ -587,6 +652,15 @@ async def test_a_run_whose_environment_would_have_changed_the_import_starts_cold
     await stage.parent(venv, {**stage.env, "SNOWFLAKE_ROLE": "reader", "TMPDIR": "/elsewhere"})
 
 
+async def test_a_parent_that_no_run_can_use_is_not_kept(stage: Stage) -> None:
+    stage.env["SENTRY_DSN"] = "https://key@sentry.example/1"
+    venv = stage.venv("", "import os\nos.getenv('SENTRY_DSN')")
+    assert (await stage.refused(venv)).startswith(
+        "SENTRY_DSN counts when the CLI is imported, and is a secret"
+    )
+    await until(lambda: stage.parents.count == 0 and alive(venv) == [])
+
+
 @pytest.mark.parametrize("name", ["NUL", "A=B", "LARGE", "SURROGATE"])
 async def test_what_only_the_system_can_refuse_is_left_to_it(name: str, stage: Stage) -> None:
     venv = stage.venv("")
@@ -615,16 +689,60 @@ async def test_parents_that_are_over_the_memory_go_least_recently_used_first(tmp
     assert [alive(venv) for venv in (*venvs, huge)] == [[]] * 4
 
 
-async def test_parents_end_when_nobody_asks_for_them(tmp_path: Path) -> None:
-    venv = make_venv(tmp_path / "venv", "")
-    async with open_stage(tmp_path, idle=0.2) as stage:
-        await stage.parent(venv)
-        await until(lambda: alive(venv) == [] and stage.parents.count == 0)
+async def test_parents_end_when_nobody_asks_for_them_but_those_that_were_asked_for_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm_pool, "LOOK_PACE", 0.01)
+    ahead, *others = (make_venv(tmp_path / name, "") for name in ("ahead", "other", "another"))
+    async with open_stage(tmp_path, idle=0.1) as stage, anyio.create_task_group() as tasks:
+        await tasks.start(stage.parents.keep, ahead, "fake", stage.env)
+        [first] = alive(ahead)
+        for venv in others:
+            await stage.parent(venv)
+            await until(lambda: stage.parents.count == 1)
+        assert [alive(venv) for venv in (ahead, *others)] == [[first], [], []]
+        tasks.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("change", ["another script", "another package", "another folder"])
+@pytest.mark.parametrize("end", ["it died", "its venv changed"])
+async def test_a_parent_that_was_asked_for_ahead_is_there_again_after_its_end(
+    end: str, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm_pool, "LOOK_PACE", 0.01)
+    venv = stage.venv("")
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(stage.parents.keep, venv, "fake", stage.env)
+        [first] = alive(venv)
+        if end == "it died":
+            os.kill(first, signal.SIGKILL)
+        else:
+            Path(venv.command[-1]).touch()
+        await until(lambda: len(alive(venv)) == 1 and alive(venv) != [first])
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_parent_that_was_asked_for_ahead_makes_room_and_does_not_come_back_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm_pool, "LOOK_PACE", 0.01)
+    kept = "kept = b'x' * (30 << 20)"
+    ahead, other = (make_venv(tmp_path / name, "", kept) for name in ("ahead", "other"))
+    async with open_stage(tmp_path, budget=60 * MIB) as stage:
+        with anyio.fail_after(DEADLINE):
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(stage.parents.keep, ahead, "fake", stage.env)
+                await stage.parent(other)  # and the group ends, as there is nothing left to keep
+        assert (len(alive(ahead)), len(alive(other))) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "change", ["another script", "another package", "the same package again", "another folder"]
+)
 async def test_a_venv_that_changed_gets_a_new_parent(change: str, stage: Stage) -> None:
     venv = stage.venv("say('old')")
+    installed = venv.path / "lib" / "python3.11" / "site-packages" / "old-1.0.dist-info"
+    installed.mkdir(parents=True)
+    (installed / "RECORD").touch()
     assert (await stage.run(True, stage.command(venv), venv))[1] == b"old\n"
     first = (await stage.parent(venv)).pid
     script = Path(venv.command[-1])
@@ -632,12 +750,15 @@ async def test_a_venv_that_changed_gets_a_new_parent(change: str, stage: Stage) 
         case "another script":
             script.write_text(LIBRARY + "say('new')")
         case "another package":
-            (venv.path / "lib" / "python3.11" / "site-packages" / "new-1.0.dist-info").mkdir(parents=True)
+            (installed.parent / "new-1.0.dist-info").mkdir()
+        case "the same package again":  # a folder that is made anew may well have the same inode
+            (installed / "RECORD").unlink()
+            (installed / "RECORD").touch()
         case _:
             venv.path.rename(stage.folder / "old")
             stage.venv("say('new')")
     _, output = await stage.run(True, stage.command(venv), venv)
-    assert output == (b"old\n" if change == "another package" else b"new\n")
+    assert output == (b"old\n" if "package" in change else b"new\n")
     assert (await stage.parent(venv)).pid != first
     await until(lambda: first not in alive(venv))
 
