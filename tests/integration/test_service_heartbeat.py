@@ -22,7 +22,7 @@ from executor.queue.name import QueueName
 from executor.queue.opening import open_queue
 from executor.reporter import BYTES_PER_MINUTE, SHORTEST_INTERVAL, Reporter
 from executor.run import ActiveRuns, Run, StopReason
-from tests.integration.service import PATIENT, Site
+from tests.integration.service import BOTH_STARTS, PATIENT, Site
 
 SHORT_LEASE = {"DATAHUB_EXECUTOR_VISIBILITY_TIMEOUT": "10"}
 OPENAPI = "/openapi/v3/entity/datahubexecutionrequest"
@@ -58,6 +58,7 @@ async def test_a_run_longer_than_the_visibility_time_out_keeps_its_message(site:
     assert len(site.clis.notes("started")) == 1
 
 
+@BOTH_STARTS
 async def test_a_lost_lease_ends_the_run_which_writes_nothing_more(site: Site) -> None:
     site.fake_cli("fake", CHATTY)
     await site.submit("r1")
@@ -74,6 +75,7 @@ async def test_a_lost_lease_ends_the_run_which_writes_nothing_more(site: Site) -
     assert len(site.datahub.store.history("r1")) == written
 
 
+@BOTH_STARTS
 async def test_a_lost_lease_is_noticed_with_the_next_extension(site: Site) -> None:
     site.fake_cli("fake", PATIENT)
     await site.submit("r1")

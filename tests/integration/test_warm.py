@@ -1,16 +1,19 @@
 """Warm starts: a forked run is the run that a start from the disk would have been, or it is started from there."""
 
+import ast
 import json
 import math
 import os
 import random
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,7 @@ GONE_WITHIN = 5.0  # seconds after an executor's death until nothing of it may b
 MIB = 1024 * 1024
 BUDGET = 500 * MIB
 IDLE = 600.0
+PARENT = ROOT / "executor" / "ingestion" / "warm_parent.py"
 
 
 def make_venv(folder: Path, script: str, imported: str = "") -> Venv:
@@ -184,6 +188,38 @@ async def test_a_forked_run_finds_everything_as_one_from_the_disk_does(locale: s
     assert told["parent"] == os.getpid()
     assert told["env"]["SET_BY_IMPORT"] == "yes"
     assert ended.returncode == 0
+
+
+@pytest.mark.parametrize("minor", [8, 9, 10, 11, 12, 13])
+async def test_a_parent_is_of_any_python_that_a_cli_may_need(minor: int, stage: Stage) -> None:
+    ast.parse(PARENT.read_text(), feature_version=(3, minor))
+    python = python_of(minor)
+    venv = replace(stage.venv(SAID, NOISY), command=(python, "-Su", str(stage.folder / "venv/bin/datahub")))
+    script = Path(venv.command[-1])
+    script.write_text("import datahub.entrypoints\n" + script.read_text())
+    command = stage.command(venv, "ingest", env={**stage.env, "SECRET": "hunter2"})
+    cold, warm = [await stage.run(start, command, venv) for start in (False, True)]
+    assert (warm[0].returncode, warm[1]) == (cold[0].returncode, cold[1])
+    assert warm[0].returncode == 3
+    assert json.loads(warm[1].splitlines()[-1])[0] == [3, minor]
+
+
+SAID = """
+import json
+print(json.dumps([sys.version_info[:2], sys.argv, getattr(sys, "orig_argv", 0), dict(os.environ), sys.path,
+                  sys.stdin.read(), os.getsid(0) == os.getpid(), os.getcwd(), sys.stdout.encoding]))
+sys.exit(3)
+"""
+
+
+def python_of(minor: int) -> str:
+    """That Python 3 on this machine, if there is one."""
+    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found = [*map(str, versions.glob(f"3.{minor}.*/bin/python")), shutil.which(f"python3.{minor}")]
+    for python in filter(None, found):
+        if subprocess.run([python, "-c", ""], check=False, capture_output=True).returncode == 0:
+            return python
+    pytest.skip(f"no Python 3.{minor}")
 
 
 ENDS = {

@@ -136,6 +136,7 @@ async def test_a_run_that_kills_its_executor_each_time_ends_as_failure_with_each
     assert await messages_left(localstack, queue) == 0
 
 
+@BOTH_STARTS
 async def test_an_executor_that_slept_through_its_lease_writes_nothing_over_the_new_owner(
     localstack: LocalStack,
     stand_in: DataHubStandIn,
