@@ -5,12 +5,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
+from anyio.abc import SocketAttribute, SocketStream
 
 from tests.integration.service import Site
 from tests.servers import Postgres
 
 PLUGINS = ("sqlalchemy", "postgres")
+SILENT = {"DATAHUB_TELEMETRY_ENABLED": "false"}  # otherwise the CLI speaks with its makers
 
 
 def plain(text: str, exec_id: str) -> list[str]:
@@ -70,7 +73,7 @@ async def test_the_same_recipes_have_the_same_outcome_cold_and_warm(
     outcomes: dict[str, dict[str, Any]] = {}
     for how, switch in (("cold", "false"), ("warm", "true")):
         outcomes[how] = {}
-        async with site.service(DATAHUB_EXECUTOR_WARM_STARTS=switch) as service:
+        async with site.service(DATAHUB_EXECUTOR_WARM_STARTS=switch, **SILENT) as service:
             for name, request in requests.items():
                 exec_id = f"{how}-{name}"
                 await site.submit(exec_id, **request)
@@ -96,7 +99,10 @@ async def test_the_same_recipes_have_the_same_outcome_cold_and_warm(
 async def test_parents_that_are_asked_for_are_there_before_the_first_run(
     site: Site, venvs: Path, sqlite_db: Path
 ) -> None:
-    settings = {"DATAHUB_EXECUTOR_WARM_STARTS": "true", "DATAHUB_EXECUTOR_WARM_SOURCES": "oracle,sqlalchemy"}
+    settings = {
+        "DATAHUB_EXECUTOR_WARM_STARTS": "true",
+        "DATAHUB_EXECUTOR_WARM_SOURCES": "oracle,sqlalchemy",
+    } | SILENT
     async with site.service(**settings) as service:
         await site.until_metric(service, "datahub_executor_warm_parents", 1)
         [event] = site.events("not_started_ahead")
@@ -108,3 +114,35 @@ async def test_parents_that_are_asked_for_are_there_before_the_first_run(
         [cold] = site.events("runs_start_cold")
         assert cold["reason"].startswith("DATAHUB_DEBUG counts when the CLI is imported")
         assert cold["venv"] == str(venvs / "sqlalchemy-bundled")
+
+
+@pytest.mark.usefixtures("venvs")
+async def test_telemetry_goes_out_and_is_not_waited_for_cold_and_warm(site: Site, sqlite_db: Path) -> None:
+    asked: list[bytes] = []
+
+    async def deaf(stream: SocketStream) -> None:
+        async with stream:
+            asked.append(await stream.receive())
+            await anyio.sleep_forever()
+
+    config = {"connect_uri": f"sqlite:///{sqlite_db}", "platform": "sqlite"}
+    outcomes = []
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+        anyio.create_task_group() as proxy,
+    ):
+        proxy.start_soon(listener.serve, deaf)
+        port = listener.extra(SocketAttribute.local_port)
+        settings = {"DATAHUB_TELEMETRY_ENABLED": "true", "HTTPS_PROXY": f"http://127.0.0.1:{port}"}
+        for how, switch in (("cold", "false"), ("warm", "true")):
+            asked.clear()
+            async with site.service(DATAHUB_EXECUTOR_WARM_STARTS=switch, **settings):
+                await site.submit(how, "sqlalchemy", config=config)
+                ended = await site.settled(how)
+            outcomes.append((ended.status, plain(ended.value["report"], how), ingested(site, how)))
+            assert asked
+            assert all(request.startswith(b"CONNECT track.datahubproject.io") for request in asked)
+        proxy.cancel_scope.cancel()
+    assert site.events("runs_start_cold") == []
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][0] == "SUCCESS"
