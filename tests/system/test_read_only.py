@@ -76,7 +76,7 @@ async def env(
         "DATAHUB_TELEMETRY_ENABLED": "false",
         "DATAHUB_GMS_URL": stand_in.url,
         "DATAHUB_GMS_TOKEN": "t",
-        "DATAHUB_EXECUTOR_QUEUE": await localstack.make_queue(redrive=5),
+        "DATAHUB_EXECUTOR_QUEUE": await localstack.make_queue(redrive=10),
         "DATAHUB_EXECUTOR_WORK_DIR": str(work),
         "DATAHUB_EXECUTOR_METRICS_PORT": "0",
         "DATAHUB_BUNDLED_VENV_PATH": str(bundled),
