@@ -13,10 +13,11 @@ Rules, by the names that a breach is reported under:
 * `taken over too late`: a request is not left without anybody who works on it for longer than a lease, while there
   is a free slot and nothing goes wrong. Requests of several messages or copies are held back for longer, and for a
   minute at most one that its executor receives again before it is through with it.
-* `received in vain`: no message comes back from an executor that nothing has happened to.
+* `received in vain`: no message comes back from an executor that nothing has happened to, unless it was not yet
+  through with it.
 * `repeated in vain`: where nothing goes wrong, no message of a request goes to the dead-letter queue, and it ends
-  in its first attempt, unless it needs a hand-over on a queue that allows too few receives; where but DataHub is
-  away, for less than a claim's term, it has one process at most.
+  in its first attempt, unless it needs a hand-over on a queue that allows too few receives, or that can't be passed
+  on; where but DataHub is away, for less than a claim's term, it has one process at most.
 """
 
 from collections.abc import Callable
@@ -187,6 +188,13 @@ class Bounds:
 
     # --- the queue -----------------------------------------------------------------------------------------
 
+    def handed_out(self, copy: "Copy") -> None:
+        """A message is received."""
+        for executor in self._world.executors:
+            run = executor.worker.active.get(copy.exec_id) if executor.worker is not None else None
+            if run is not None and run.let_go:
+                self._world.checks.records[copy.exec_id].handed_early_at = self._world.now
+
     def came_back(self, copy: "Copy", received_at: float) -> None:
         """A message that was received then is handed out once more, or is about to be taken away."""
         world = self._world
@@ -194,7 +202,8 @@ class Bounds:
         beside_others = (
             world.plan.hold_limit < HOLD_LIMIT and len(world.plan.requests) > 1
         )  # a full executor looks
-        if record.many or copy.signal or beside_others or not world.plan.server.fences:
+        early = record.handed_early_at == received_at
+        if record.many or copy.signal or early or beside_others or not world.plan.fences:
             return
         quiet = not self._is_disturbed() and self._disturbed_at < received_at - self._lease - SLACK
         if quiet or world.plan.faultless:
@@ -203,13 +212,12 @@ class Bounds:
     def repeated(self, record: "Record") -> str | None:
         """Once all is over: what a request took that it need not."""
         plan = self._world.plan
-        if not plan.server.fences:
+        if not plan.fences:
             return None
         if plan.faultless and record.redriven:
             return "a message of it went to the dead-letter queue"
-        kept_waiting = (
-            plan.few_receives and plan.hold_limit < HOLD_LIMIT
-        )  # by a full executor, fresh messages too
+        # By a full executor, or one that can't pass it on: for longer than such a limit leaves.
+        kept_waiting = plan.hold_limit < HOLD_LIMIT and (plan.few_receives or not plan.server.patches)
         if plan.faultless and not kept_waiting and record.attempts > 1:
             return f"{record.attempts} attempts, though nothing went wrong"
         if plan.long_outage and len(record.processes) > 1:

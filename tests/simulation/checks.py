@@ -23,9 +23,9 @@ Rules, by the names that a breach is reported under:
 
 What must happen in time is in `bounds`.
 
-A server that ignores conditions, or keeps no properties, can't tell claims apart. There the rules about two
-processes, overwriting, causes and attempts hold only for a request that was delivered by one message, one copy at a
-time.
+A server that ignores conditions, or keeps no properties, can't tell claims apart; one without patches is told of an
+owner's life too seldom for a short lease. There the rules about two processes, overwriting, causes and attempts
+hold only for a request that was delivered by one message, one copy at a time.
 
 One hole is known, and counted apart. While the owner's lease lasts, a second copy of a message reaches an executor
 while the owner can't tell DataHub that it lives, being stopped or cut off, nor notice the copy: the copy's handle
@@ -109,7 +109,7 @@ class Checks:
                 "two processes", f"{exec_id}: of {alive[0].executor.name} and {process.executor.name}"
             )
         limit = world.plan.max_attempts + 1
-        if len(record.processes) > limit and world.plan.server.fences and not record.twinned:
+        if len(record.processes) > limit and world.plan.fences and not record.twinned:
             self.breached(
                 "too many attempts", f"{exec_id}: {len(record.processes)} processes, {limit} are allowed"
             )
@@ -212,7 +212,7 @@ class Checks:
     # --- inside --------------------------------------------------------------------------------------------
 
     def _tells_apart(self, record: Record) -> bool:
-        return self._world.plan.server.fences or not record.many
+        return self._world.plan.fences or not record.many
 
     def _look_for_kill(self, record: Record, process: "SimProcess") -> None:
         world, executor = self._world, process.executor

@@ -82,7 +82,8 @@ _extend_in_time, _extend, _stop_killed, _handle = (
 
 
 def _extend_at_its_end(self: Heartbeat, run: Any, now: float, tasks: TaskGroup) -> Iterator[float]:
-    return _extend_in_time(self, run, now - self.visibility, tasks)
+    for moment in _extend_in_time(self, run, now - self.visibility, tasks):
+        yield moment + self.visibility
 
 
 async def _take_it_for_an_outage(self: SqsQueue, delivery: Any) -> None:
@@ -149,6 +150,10 @@ def _has_kills(plan: Plan) -> bool:
     return any(request.killed is not None for request in plan.requests)
 
 
+def _has_pauses(plan: Plan) -> bool:
+    return plan.longest_run >= plan.lease and any(kind == "pause" for _, kind, _ in plan.faults)
+
+
 def _has_short_terms(plan: Plan) -> bool:
     return plan.claim_term < CLAIM_TERM
 
@@ -210,8 +215,15 @@ MUTATIONS = (
         ("prepared too late",),
         [(Reporter, "silent_for", _just_now)],
     ),
-    Mutation("processes get a lease without an end", (TWO, ALIVE), [(run, "Lease", EndlessLease)]),
-    Mutation("of the world: the guard kills too late", (TWO, ALIVE), [(processes, "KILL_MARGIN", -60.0)]),
+    Mutation(
+        "processes get a lease without an end", (TWO, ALIVE), [(run, "Lease", EndlessLease)], _has_pauses
+    ),
+    Mutation(
+        "of the world: the guard kills too late",
+        (TWO, ALIVE),
+        [(processes, "KILL_MARGIN", -60.0)],
+        _has_pauses,
+    ),
     Mutation(
         "the message is deleted before the end is stored",
         (EARLY,),

@@ -23,7 +23,8 @@ CLOCK_RATES = (
     0.01  # the most that an executor's clock goes ahead or behind: 2 % between two, docs/guarantees.md
 )
 HOLD_LIMIT = 43_200  # seconds, the queue's own
-LEASES = (*7 * (12,), *3 * (30,), 120, 300, 600)  # seconds
+LEASES = (*8 * (12,), *4 * (30,), 120, 300, 600)  # seconds
+LEAST_UNPATCHED = 30  # seconds: of a shorter lease's proof period, two writes of a whole report take too much
 LONG = 120  # seconds: leases from which on runs are short beside them, or they would take all the time
 
 
@@ -34,11 +35,6 @@ class Server:
     conditions: bool = True  # `If-Version-Match` is heeded
     properties: bool = True  # system metadata properties are kept
     patches: bool = True  # `patchEntity` is there
-
-    @property
-    def fences(self) -> bool:
-        """Whether a claim can be made by one executor alone."""
-        return self.conditions and self.properties
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +79,12 @@ class Plan:
     claim_term: float = CLAIM_TERM  # seconds
 
     @property
+    def fences(self) -> bool:
+        """Whether a claim can be made by one executor alone, and its owner can tell often enough that it lives."""
+        server = self.server
+        return server.conditions and server.properties and (server.patches or self.lease >= LEAST_UNPATCHED)
+
+    @property
     def few_receives(self) -> bool:
         """Whether the queue allows fewer receives of a message than the service asks for."""
         return self.redrive is not None and self.redrive < enough(self.max_attempts)
@@ -95,7 +97,7 @@ def draw(seed: int) -> Plan:
     executors = chance.choice((2, 2, 2, 3))
     span = lease * chance.uniform(0.7, 3.0)
     hold_limit = HOLD_LIMIT
-    if lease <= LONG and chance.random() < SHARE_OF_HANDOVERS:
+    if lease < LONG and chance.random() < SHARE_OF_HANDOVERS:
         hold_limit = round(lease * chance.choice((3.75, 5.0)))
     faulty = chance.random() > 0.03
     kinds = [kind for kind in FAULTS if chance.random() < 0.4] if faulty else []

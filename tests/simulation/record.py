@@ -45,12 +45,14 @@ class Record:
     duplicated: bool = False  # a hidden message was handed out once more
     attempts: int = 0  # the highest number that was stored
     ended: bool = False  # a terminal status was stored
+    handed_early_at: float | None = None  # when it was handed out while its executor was not through with it
     worked_at: float = 0.0  # when somebody was last at work on it, see `Bounds`
 
     @property
     def attempts_spent(self) -> int:
         """Under how many claims a process may have started, as far as the next claimant can know."""
-        return sum(owner in self.begun or claimed.lost for owner, claimed in self.claims.items())
+        begun, lost = self.begun, self.duplicated  # a copy takes the lease of the one who has claimed it
+        return sum(owner in begun or lost or claimed.lost for owner, claimed in self.claims.items())
 
     def alive(self) -> "list[SimProcess]":
         """Those that run now."""

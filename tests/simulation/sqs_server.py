@@ -205,6 +205,7 @@ class SqsServer:
         copy.handle = f"{copy.message_id}#{self._count}"
         copy.count += 1
         copy.received_at = world.now
+        world.bounds.handed_out(copy)
         self._by_handle[copy.handle] = copy
         self._hide(copy, visibility)
         world.tell("sqs", "handed out", copy.handle, copy.exec_id, copy.count)

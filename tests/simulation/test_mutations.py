@@ -4,13 +4,13 @@ import pytest
 
 from tests.simulation.mutations import MUTATIONS, Mutation, first_breach
 
-WITHIN = 1000  # schedules
+WITHIN = 3000  # seeds
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_a_broken_rule_is_noticed(mutation: Mutation) -> None:
     outcome = first_breach(mutation, range(WITHIN))
 
-    assert outcome is not None, f"{WITHIN} schedules did not notice that {mutation.name}"
+    assert outcome is not None, f"{WITHIN} seeds did not notice that {mutation.name}"
     assert outcome.breach is not None
     assert outcome.breach[0] in mutation.noticed_by, f"seed {outcome.seed}: {outcome.breach}"
