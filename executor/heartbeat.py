@@ -33,6 +33,14 @@ IDLE_PING_INTERVAL = 15.0  # seconds between two looks at a DataHub that nobody 
 log = structlog.get_logger()
 
 
+def renewal_interval(visibility: float, proof_period: float) -> float:
+    """Seconds between two renewals of a lease, where a message is hidden for `visibility` seconds.
+
+    Twice in a proof period: who lost its message must know before another one can take it for dead.
+    """
+    return min(visibility * EXTEND_AFTER, proof_period / 2)
+
+
 def last_moments(visibility: float) -> float:
     """Seconds before a lease ends in which its run is ended, where a message is hidden for `visibility` seconds."""
     return min(LAST_MOMENTS, visibility / 3)
@@ -109,9 +117,7 @@ class Heartbeat:
         for delivery in (run.delivery, run.successor):
             if delivery is None:
                 continue
-            # Twice in a proof period: who lost its message must know before another one can take it for dead.
-            after = min(self.visibility * EXTEND_AFTER, self.proof_period / 2)
-            due = delivery.lease_ends - self.visibility + after
+            due = delivery.lease_ends - self.visibility + renewal_interval(self.visibility, self.proof_period)
             if due > now:
                 yield due
                 continue

@@ -5,6 +5,10 @@ from typing import NamedTuple
 
 from benchmarks.scaling.fleet import Outcome
 from benchmarks.scaling.load import DAY, HOUR
+from executor.heartbeat import renewal_interval
+from executor.queue.sqs import LONG_POLL_LIMIT
+from executor.reporter import SHORTEST_INTERVAL
+from executor.settings import Settings
 
 PRICES_OF = "June 2026"  # us-east-1, Linux on x86, on demand: *AWS Fargate Pricing*, *Amazon SQS Pricing*
 VCPU_HOUR = 0.04048  # $
@@ -12,12 +16,13 @@ GB_HOUR = 0.004445  # $
 STORAGE_GB_HOUR = 0.000111  # $, beyond the first 20 GB
 SQS_MILLION = 0.40  # $, standard queue
 
-# What the executor was seen to send, at its defaults.
-POLL = 2.0  # seconds between two looks for kill signals, DATAHUB_EXECUTOR_INGESTION_SIGNAL_POLL_INTERVAL
-BEAT = 8.0  # seconds between two signs of life of a quiet run
-PROGRESS = 2.0  # seconds between two progress writes of a run whose log grows
-RENEWAL = 10.0  # seconds between two renewals of a lease, of 120 s: half a proof period
-RECEIVES = 9 / 60  # a second, of an idle task: three long polls of 20 s; a busy one makes fewer
+# What the executor sends at its defaults; what is not asked for here was counted.
+DEFAULTS = Settings.model_construct()  # without what has no default: DataHub's address, and the queue
+POLL = DEFAULTS.signal_poll_interval  # seconds between two looks for kill signals
+BEAT = DEFAULTS.beat_interval  # seconds between two signs of life of a quiet run
+PROGRESS = SHORTEST_INTERVAL  # seconds between two progress writes of a run whose log grows
+RENEWAL = renewal_interval(DEFAULTS.message_visibility, DEFAULTS.proof_period)  # seconds
+RECEIVES = 3 / LONG_POLL_LIMIT  # a second, of an idle task: three long polls; a busy one makes fewer
 CLAIM_READS, CLAIM_WRITES, END_WRITES = 2, 1, 1  # calls a run
 SQS_CALLS_A_RUN = 2  # sent, deleted; it comes with a receive
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.scaling.__main__ import main
+from benchmarks.scaling.costs import BEAT, POLL, PROGRESS, RECEIVES, RENEWAL
 from benchmarks.scaling.fleet import Fleet
 from benchmarks.scaling.load import HOUR, Load, Request, long_runs, nightly, spike, steady
 from benchmarks.scaling.metrics import (
@@ -45,6 +46,21 @@ def test_the_document_says_what_they_assume() -> None:
     policy = said.partition("## The policy")[2].partition("\n## ")[0]
     for expression in (BACKLOG_PER_TASK, WAITS_FOR_A_TASK):
         assert f"`{expression}`" in policy
+
+
+def test_the_document_says_what_a_run_sends_and_when_that_reaches_a_limit() -> None:
+    limits = DOCUMENT.read_text().partition("## What allows how much")[2]
+    requests = steady(1000).requests
+    an_hour = HOUR * len(requests) / sum(request.seconds for request in requests)  # for each that runs
+    for said in (
+        f"| 1 read every {POLL:g} s (kill signals); 1 write every {BEAT:g} s, or every {PROGRESS:g} s while",
+        f"| SQS | while it runs | 1 every {RENEWAL:g} s (the lease)",
+        f"| SQS | an idle task | {60 * RECEIVES:g} a minute",
+        f"| FIFO: some {300 * RENEWAL * an_hour // 1000:g},000 an hour",
+        f"| {120_000 * an_hour // 100_000 / 10:g} million requests an hour |",
+        f"| {5_000 * 4 * an_hour // 10_000:g}0,000 requests an hour |",
+    ):
+        assert said in limits, said
 
 
 def test_one_table_can_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
