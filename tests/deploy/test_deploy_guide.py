@@ -1,6 +1,7 @@
 """What people are told to type and to set when they deploy: held against what there is."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -10,11 +11,14 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import anyio
 import pytest
 import yaml
 
+from executor.messages import ExecutionRequest, Message, Signal, parse
 from executor.operations.metrics import Metrics
-from executor.settings import unknown_variables
+from executor.settings import Settings, unknown_variables
+from tests import servers
 from tests.conftest import ROOT
 from tests.deploy.cloud import read_template
 from tests.deploy.judges import judged
@@ -80,6 +84,64 @@ def test_policies_are_json_and_those_of_keys_name_services() -> None:
         if any(action.startswith("kms:") for action in statement["Action"])
     }
     assert services == {"events.amazonaws.com", "logs.REGION.amazonaws.com"}
+
+
+async def test_what_the_bridge_sends_is_understood(localstack: servers.LocalStack, cli_venv: Path) -> None:
+    [code], [given] = (blocks(section("Filling the queue"), language) for language in ("python", "yaml"))
+    settings = yaml.safe_load(given)
+    passes = settings["filter"]["event"]
+    executor_id = Settings.model_fields["pool_id"].default
+    assert settings["action"]["type"] == "bridge:ToQueue"
+    assert passes["aspect"]["value"] == {"executorId": executor_id}
+    recipe = {"source": {"type": "datahub-mock-data", "config": {"owner": "Zoë"}}}
+    arguments = {
+        "recipe": json.dumps(recipe, ensure_ascii=False),
+        "version": "bundled",
+        "debug_mode": "false",
+    }
+    asked: dict[str, object] = {
+        "task": "RUN_INGEST",
+        "args": arguments,
+        "requestedAt": 1,
+        "source": {"type": "MANUAL_INGESTION_SOURCE"},
+    }
+    killed: dict[str, object] = {
+        "signal": "KILL",
+        "createdAt": {"time": 2, "actor": "urn:li:corpuser:datahub"},
+    }
+    events = [
+        {
+            "entityType": passes["entityType"],
+            "entityUrn": "urn:li:dataHubExecutionRequest:9e5ad3c8",
+            "changeType": passes["changeType"],
+            "aspectName": aspect_name,
+            "aspect": {
+                "value": json.dumps({**value, "executorId": executor_id}, ensure_ascii=False),
+                "contentType": "application/json",
+            },
+        }
+        for aspect_name, value in zip(passes["aspectName"], (asked, killed), strict=True)
+    ]
+
+    queue = await localstack.make_queue()
+    argv = [str(cli_venv / "bin" / "python"), str(Path(__file__).with_name("bridge.py")), queue]
+    given = json.dumps({"code": code, "events": events})
+    done = await anyio.run_process(
+        argv, input=given.encode(), env={**os.environ, **localstack.env}, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+    sent: list[Message] = []
+    async with localstack.client() as sqs:
+        while len(sent) < len(events):
+            answer = await sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10, WaitTimeSeconds=10)
+            assert answer.get("Messages"), "nothing more is sent"
+            sent += [parse(message["Body"]) for message in answer["Messages"]]
+    request, signal = sorted(sent, key=lambda message: isinstance(message, Signal))
+    assert isinstance(request, ExecutionRequest)
+    assert (request.exec_id, request.executor_id, request.version) == ("9e5ad3c8", executor_id, "bundled")
+    assert json.loads(request.recipe) == recipe
+    assert signal == Signal("9e5ad3c8", executor_id)
 
 
 @pytest.mark.parametrize("tool", ["CloudFormation", "Terraform"])
