@@ -182,12 +182,12 @@ class Executor:
         return Verdict(Status.UP_FOR_RETRY, words, Disposal.RELEASE, GIVE_BACK_DELAY)
 
     def _stopped(self, run: Run) -> Verdict:
-        claimed = run.journal.attempt > 0
+        begun = run.journal.attempt > 0
         match run.stop_reason:
             case StopReason.CANCELLED:
-                when = "on request" if claimed else "before it started"
+                when = "on request" if begun else "before it started"
                 return Verdict(Status.CANCELLED, f"The run was cancelled {when}.")
-            case StopReason.DRAINED | StopReason.LEASE_ENDING | StopReason.CLAIM_ENDING as reason if claimed:
+            case StopReason.DRAINED | StopReason.LEASE_ENDING | StopReason.CLAIM_ENDING as reason if begun:
                 words = f"The run was interrupted: {reason.value}. Another one starts it again."
                 return Verdict(Status.UP_FOR_RETRY, words, Disposal.RELEASE)
             case StopReason.DRAINED | StopReason.LEASE_ENDING | StopReason.CLAIM_ENDING as reason:

@@ -163,17 +163,17 @@ class Heartbeat:
                 failed = look.cancelled_caught
             except DataHubError:  # reachability says it once, see operations
                 failed = True
-            if failed and watched:
-                await backoff.wait()
-                continue
             if failed:
-                await self._idle("signals", backoff.next_wait())
-                continue
-            backoff.reset()
+                pause = backoff.next_wait()
+            else:
+                backoff.reset()
+                pause = (
+                    self.poll_interval if watched else last_ping + IDLE_PING_INTERVAL - anyio.current_time()
+                )
             if watched:
-                await anyio.sleep(self.poll_interval)
+                await anyio.sleep(pause)
             elif not self._watched():  # one that came while DataHub was asked has announced itself already
-                await self._idle("signals", last_ping + IDLE_PING_INTERVAL - anyio.current_time())
+                await self._idle("signals", pause)
 
     def _watched(self) -> list[Run]:
         return [run for run in self.active if run.phase not in {Phase.SETTLING, Phase.SETTLED}]
