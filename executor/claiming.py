@@ -81,6 +81,27 @@ class Claims:
             if run.reporter.silent_for(anyio.current_time()) < self.proof_period / 2:
                 return
 
+    async def pass_on(self, run: Run) -> Verdict | None:
+        """Tell the owner of a long run of the fresh message that it waits for, if this is one: that takes no slot.
+
+        Raises DataHubRefusedError.
+        """
+        if run.delivery.sent_by is None or not self.datahub.patches:
+            return None
+        with anyio.move_on_after(PATIENCE):
+            while True:
+                stored = await self.patiently(lambda: self.datahub.stored_state(run.exec_id))
+                claim = Claim.of(stored)
+                if claim is None or stored.status != Status.RUNNING:
+                    return None
+                if standing(claim, run.delivery) is not Standing.FRESH:
+                    return None
+                if self.observations.gone(run.exec_id, claim, anyio.current_time()):
+                    return None
+                if told := await self._tell(run, stored, claim):
+                    return told
+        return away()
+
     async def objection(self, run: Run) -> Verdict | None:
         """Why nothing may be stored of the request, if that is so. Raises DataHubRefusedError."""
         with anyio.move_on_after(PATIENCE):
@@ -137,8 +158,7 @@ class Claims:
         if self.observations.gone(run.exec_id, claim, anyio.current_time()):
             return False
         if stands is Standing.FRESH and self.datahub.patches:
-            passed_on = await self._pass_on(run, stored, claim)
-            return Verdict(None, "its owner is told of this message", Disposal.LEAVE) if passed_on else True
+            return await self._tell(run, stored, claim) or True
         return _held_elsewhere(run, claim, duplicate_delay(run.delivery.receive_count))
 
     async def _watch(self, run: Run, claim: Claim) -> StoredState | None:
@@ -164,8 +184,8 @@ class Claims:
             elif asked_at - silent_since >= self.proof_period:
                 return None
 
-    async def _pass_on(self, run: Run, stored: StoredState, claim: Claim) -> bool:
-        """Tell the owner of the message it waits for; False if somebody wrote meanwhile.
+    async def _tell(self, run: Run, stored: StoredState, claim: Claim) -> Verdict | None:
+        """Tell the owner of the message it waits for; None if somebody wrote meanwhile.
 
         Raises DataHubRefusedError.
         """
@@ -179,11 +199,11 @@ class Claims:
             [StateWrite(run.exec_id, state, stored.version, properties)]
         )
         if isinstance(error, VersionConflictError | ImmutableStateError):
-            return False
+            return None
         if error is not None and not isinstance(error, DataHubUnavailableError | UnauthorizedError):
             raise error
         run.log.info("successor_passed_on", owner=claim.owner)
-        return True
+        return Verdict(None, "its owner is told of this message", Disposal.LEAVE)
 
     def _used_up(self) -> str:
         return (

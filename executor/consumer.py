@@ -127,9 +127,11 @@ class Consumer:
     def take_without_room(self, delivery: Delivery, runs: TaskGroup, *, wait: bool) -> bool:
         """See to a message for which there was no room; False if it is to be given back instead.
 
-        One that asks for a run which is not here yet is, unless it is to `wait` here for its slot.
+        One that asks for a run which is not here yet is, unless it is to `wait` here for its slot, or its owner
+        waits for it elsewhere: to tell it so takes no slot.
         """
-        if self._asks_for_run(delivery) and (self._intake.cancel_called or not wait):
+        fresh = delivery.sent_by is not None and delivery.receive_count == 1
+        if self._asks_for_run(delivery) and (self._intake.cancel_called or not (wait or fresh)):
             return False
         self._dispatch(delivery, runs)
         return True

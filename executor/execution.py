@@ -15,6 +15,7 @@ from executor.ingestion.recipe import Recipe
 from executor.lease import LeaseEndedError
 from executor.operations.metrics import Metrics
 from executor.pool import Ticket
+from executor.queue.delivery import Delivery
 from executor.requests import ExecutionRequest, MalformedMessage, request_from_input
 from executor.run import ActiveRuns, Phase, Run, StopReason
 from executor.settlement import GIVE_BACK_DELAY, Settlement, Verdict
@@ -37,6 +38,7 @@ class Executor:
     metrics: Metrics
     claims: Claims
     task_timeout: float  # seconds
+    least_hold: float  # seconds of the queue's time that are left of a message at least when its run begins
 
     def describe(self, run: Run) -> None:
         """Let every line of the run's log say what it ingests from; a recipe that can't be read fails later."""
@@ -57,8 +59,8 @@ class Executor:
         try:
             verdict = None
             with run.work:
-                async with ticket:
-                    verdict = await self._work(run, ticket, malformed)
+                verdict = await self._work(run, ticket, malformed)
+            ticket.give_back()
             if ticket.left_others:
                 await anyio.sleep(SLOTS_FIRST)
             await self._settle(run, verdict or self._stopped(run))
@@ -75,15 +77,10 @@ class Executor:
 
     async def _work(self, run: Run, ticket: Ticket, malformed: str | None) -> Verdict:
         try:
-            run.advance(Phase.CLAIMING)
-            verdict = _failure(malformed) if malformed else await self._look_up(run, ticket)
-            if verdict is not None:
-                return verdict
-            verdict = await self.claims.claim(run)
+            verdict = await self.claims.pass_on(run)
             if verdict is None:
-                with anyio.move_on_after(self.task_timeout):
-                    return await self._ingest(run, run.request, ticket)
-                verdict = Verdict(Status.FAILURE, self._timed_out())
+                async with ticket:
+                    verdict = await self._work_in_slot(run, ticket, malformed)
         except LeaseEndedError as error:  # we may have been stopped, and wake up when somebody else has it
             run.log.warning("lease_ended", reason=str(error))
             run.stop(StopReason.LEASE_LOST)
@@ -97,6 +94,24 @@ class Executor:
             words = "This executor failed on the run: a defect, described in its own log."
             return Verdict(Status.FAILURE, words)
         return verdict
+
+    async def _work_in_slot(self, run: Run, ticket: Ticket, malformed: str | None) -> Verdict:
+        run.advance(Phase.CLAIMING)
+        if self._has_waited_too_long(run.delivery):
+            words = "it has waited for its slot for so long that the queue would show it again before it is through"
+            return Verdict(None, words, Disposal.RELEASE)
+        verdict = _failure(malformed) if malformed else await self._look_up(run, ticket)
+        verdict = verdict or await self.claims.claim(run)
+        if verdict is not None:
+            return verdict
+        with anyio.move_on_after(self.task_timeout):
+            return await self._ingest(run, run.request, ticket)
+        return Verdict(Status.FAILURE, self._timed_out())
+
+    def _has_waited_too_long(self, delivery: Delivery) -> bool:
+        """Whether to receive it anew, which costs a receive, or else an attempt might come to nothing."""
+        left = delivery.hold_ends - anyio.current_time()
+        return left < self.least_hold and delivery.receive_count < self.settlement.queue.max_receives
 
     async def _look_up(self, run: Run, ticket: Ticket) -> Verdict | None:
         """Read the request that a reference names, and take the weight that it asks for."""

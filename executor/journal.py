@@ -13,7 +13,7 @@ from executor.requests import ExecutionRequest
 
 LIVE_LOG_BYTES = 128 * 1024  # of the log in a progress write; the final one has all that is kept
 
-SHORT_LOG_BYTES = 32 * 1024  # of the log in a report that has to be short
+SHORT_LOG_BYTES = 4 * 1024  # of the log in a report that has to be short: firewalls often let 8 KB pass
 
 
 class Journal:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import anyio
 
@@ -12,6 +11,7 @@ from executor.claim import CLAIM_TERM, Claim, Offer
 from executor.datahub.client import DataHub
 from executor.datahub.errors import (
     DataHubError,
+    DataHubRefusedError,
     DataHubUnavailableError,
     ImmutableStateError,
     UnauthorizedError,
@@ -62,7 +62,7 @@ class Reporter:
         self._writing_claim = claim
         self._writing: StateWrite | None = None  # the write under way, or the last one
         self._written_claim: Claim | None = None
-        self._fields: dict[str, Any] = {}  # of the state, as this claim has stored them
+        self._duration: int | None = None  # of the state that is stored, as far as anybody knows
         self._news = anyio.Event()
 
     def begin_attempt(self, attempt: int, ended: tuple[str, ...]) -> None:
@@ -84,6 +84,7 @@ class Reporter:
     def adopt(self, stored: StoredState) -> None:
         """Build on what was read: the next write goes through only if nobody wrote in between."""
         self._version, self._certain, self._adopted = stored.version, True, True
+        self._duration = stored.duration_ms
 
     @property
     def may_have_written(self) -> bool:
@@ -95,8 +96,10 @@ class Reporter:
         """Whether somebody has looked at what is stored, and decided that it may be written over."""
         return self._adopted
 
-    async def store(self, state: RunState) -> None:
+    async def store(self, state: RunState, shorter: Callable[[DataHubError], RunState] | None = None) -> None:
         """Write until it is stored, waiting out outages; cancel it to give up.
+
+        Where it is refused, also by a firewall with 403, what `shorter` makes of the refusal is tried at once.
 
         Raises:
             ImmutableStateError: the run had ended for good, which is as good as stored.
@@ -106,21 +109,33 @@ class Reporter:
         """
         async with self._lock:
             backoff = self._backoff()
-            while True:
-                try:
-                    if not self._certain and await self._read_again() and self._is_last(state):
-                        return
-                    write = self._write(state)
-                    [error] = await self._datahub.write_states([write])
-                    self._note(error)
-                    if error is None:
-                        return
-                    if not isinstance(error, VersionConflictError):
-                        raise error
-                    # Look who wrote in between: it may be ourselves, by a write that nobody waited for.
-                except (DataHubUnavailableError, UnauthorizedError):
-                    pass
+            while not await self._store_if_reached(state, shorter):
                 await backoff.wait()
+
+    async def _store_if_reached(
+        self, state: RunState, shorter: Callable[[DataHubError], RunState] | None
+    ) -> bool:
+        try:
+            try:
+                return await self._store_once(state)
+            except (ImmutableStateError, VersionConflictError):
+                raise
+            except DataHubRefusedError as error:
+                if shorter is None:
+                    raise
+                return await self._store_once(shorter(error))
+        except (DataHubUnavailableError, UnauthorizedError):
+            return False
+
+    async def _store_once(self, state: RunState) -> bool:
+        """Whether it is stored; else somebody wrote in between, maybe ourselves by a write nobody waited for."""
+        if not self._certain and await self._read_again() and self._is_last(state):
+            return True
+        [error] = await self._datahub.write_states([self._write(state)])
+        self._note(error)
+        if error is not None and not isinstance(error, VersionConflictError):
+            raise error
+        return error is None
 
     def due(self, now: float) -> bool:
         """Whether a progress write is due, and nothing else is being written. `now` is monotonic, seconds."""
@@ -210,21 +225,21 @@ class Reporter:
         return arrived
 
     def _is_last(self, state: RunState) -> bool:
-        return self._writing is not None and self._writing.state is state
+        """Whether the last write was this one, or a shorter one in its place."""
+        return self._writing is not None and self._writing.state.status is state.status
 
     def _write(self, state: RunState) -> StateWrite:
+        if state.duration_ms == self._duration:
+            # A write that changes nothing is none: nobody would see this sign of life (contract, section 3).
+            state = replace(state, duration_ms=state.duration_ms + 1)
         self._asked_at = anyio.current_time()
         self._certain = False  # in doubt, too, if we are cancelled
         self.claim = self._writing_claim = replace(self.claim, beat=self.claim.beat + 1)
         self._writing = StateWrite(self.exec_id, state, self._version, self.claim.properties())
         return self._writing
 
-    def _stored(self) -> bool:
-        """Note that the last write was stored; whether it changed anything."""
+    def _stored(self) -> None:
         self._written, self._written_at, self._written_claim = True, self._asked_at, self._writing_claim
-        before, fields = self._fields, self._writing.state.aspect() if self._writing else {}
-        self._fields = before | fields
-        return self._fields != before
 
     def _announce(self) -> None:
         self._news.set()
@@ -233,10 +248,11 @@ class Reporter:
     def _note(self, error: DataHubError | None) -> None:
         self._certain = not isinstance(error, DataHubUnavailableError | VersionConflictError)
         if error is None:
-            changed = self._stored()
+            self._stored()
             self._announce()
-            # Only a write that changed something makes a new version (contract, section 3).
-            if changed and self._version is not None:
+            if self._writing is not None:
+                self._duration = self._writing.state.duration_ms
+            if self._version is not None:
                 self._version = 1 if self._version == ABSENT_VERSION else self._version + 1
 
 

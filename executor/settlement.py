@@ -1,13 +1,19 @@
 """How a run is settled: its end stored in DataHub, then its message let go."""
 
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import anyio
 
 from executor.backoff import Backoff
-from executor.datahub.errors import DataHubRefusedError, ImmutableStateError, VersionConflictError
-from executor.datahub.state import Status
+from executor.datahub.errors import (
+    DataHubError,
+    DataHubRefusedError,
+    ImmutableStateError,
+    VersionConflictError,
+)
+from executor.datahub.state import RunState, Status
 from executor.disposal import Disposal, dispose
 from executor.operations.metrics import Metrics
 from executor.queue.sqs import SqsQueue
@@ -69,11 +75,11 @@ class Settlement:
     async def _store(self, run: Run, status: Status, verdict: Verdict) -> Verdict:
         """Store the end. What came of it is the verdict that the message is treated by."""
         try:
+            patience = math.inf
             if status is Status.UP_FOR_RETRY:
                 run.interrupted(verdict.words)
-                with anyio.move_on_after(LAST_WRITE_TIMEOUT if run.stop_reason else UNHURRIED_WRITE_TIMEOUT):
-                    await run.reporter.store(run.journal.end(status, verdict.words))
-            else:
+                patience = LAST_WRITE_TIMEOUT if run.stop_reason else UNHURRIED_WRITE_TIMEOUT
+            with anyio.move_on_after(patience):
                 await self._store_what_fits(run, status, verdict)
         except ImmutableStateError:
             run.log.info("already_ended")
@@ -87,15 +93,16 @@ class Settlement:
         return verdict
 
     async def _store_what_fits(self, run: Run, status: Status, verdict: Verdict) -> None:
-        """Store the whole report; where it is refused, a short one, which a proxy's size limit may let pass."""
-        try:
-            await run.reporter.store(run.journal.end(status, verdict.words, verdict.structured_report))
-        except (ImmutableStateError, VersionConflictError):
-            raise
-        except DataHubRefusedError as error:
-            run.log.warning("report_refused", reason=str(error), storing="a short one")
-            run.journal.notes += (f"The report is cut short, as the whole one was refused: {error}",)
-            await run.reporter.store(run.journal.short_end(status, verdict.words))
+        """Store the whole report; where it is refused, a short one, which a proxy's limits may let pass."""
+        notes = run.journal.notes
+
+        def short(error: DataHubError) -> RunState:
+            if run.journal.notes is notes:
+                run.log.warning("report_refused", reason=str(error), trying="a short one")
+            run.journal.notes = (*notes, f"The report is cut short, as the whole one was refused: {error}")
+            return run.journal.short_end(status, verdict.words)
+
+        await run.reporter.store(run.journal.end(status, verdict.words, verdict.structured_report), short)
 
     def _account(self, run: Run, verdict: Verdict, settle_seconds: float) -> None:
         status = verdict.status.value if verdict.status else "none"

@@ -14,7 +14,7 @@ from executor.claiming import Claims
 from executor.consumer import Consumer
 from executor.datahub.client import DataHub
 from executor.execution import Executor
-from executor.handover import Handover
+from executor.handover import BEGIN_AT, Handover
 from executor.heartbeat import Heartbeat
 from executor.ingestion.ingest import Ingestion
 from executor.journal import Journal
@@ -97,6 +97,7 @@ class Worker:
             metrics=self._metrics,
             claims=claims,
             task_timeout=self._settings.task_timeout,
+            least_hold=self._settings.message_hold_limit * (1 - BEGIN_AT),
         )
         log.info("consuming", queue=queue.url, max_workers=self._settings.max_workers)
         return Consumer(

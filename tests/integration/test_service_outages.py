@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 
 from executor.local.faults import Fault
+from tests.integration.firewall import firewall
 from tests.integration.service import PATIENT, QUICK, Site
 from tests.servers import LocalStack
 from tests.servers.process import free_port
@@ -158,3 +159,39 @@ async def serving(answer: Callable[[web.Request], Awaitable[web.Response]], queu
     finally:
         with anyio.CancelScope(shield=True):
             await runner.cleanup()
+
+
+@pytest.mark.parametrize("code", [403, 413])
+async def test_a_report_that_a_firewall_refuses_is_stored_short(site: Site, code: int) -> None:
+    lines = 'for number in range(2000):\n    print(f"line {number} " + "x" * 50)\n'
+    site.fake_cli("fake", QUICK + lines)
+    async with firewall(site.datahub.url, 8192, code) as url, site.service(DATAHUB_GMS_URL=url):
+        await site.submit("r1")
+        ended = await site.settled("r1")
+        await site.until_counts(0, 0)
+    assert ended.status == "SUCCESS"
+    report = ended.value["report"]
+    assert (
+        f"The report is cut short, as the whole one was refused: DataHub{'' if code == 403 else ','}"
+        in report
+    )
+    assert "line 1999" in report
+    assert "line 0 " not in report
+    assert len(site.events("report_refused")) == 1
+    assert len(site.clis.notes("started")) == 1
+
+
+async def test_a_report_is_stored_whole_once_the_token_is_accepted_again(site: Site) -> None:
+    site.fake_cli("fake", PATIENT + "print('line of the log\\n' * 5000)\n")
+    async with site.service():
+        await site.submit("r1")
+        await site.clis.noted("started")
+        await site.event("run_started")
+        site.datahub.faults.add("*", Fault.status(403, LOGIN_PAGE))
+        site.clis.let("go")
+        await site.event("report_refused")
+        site.datahub.faults.clear()
+        ended = await site.settled("r1")
+    assert ended.status == "SUCCESS"
+    assert "cut short" not in ended.value["report"]
+    assert ended.value["report"].count("line of the log") == 5000

@@ -15,15 +15,15 @@ Rules, by the names that a breach is reported under:
   minute at most one that its executor receives again before it is through with it.
 * `received in vain`: no message comes back from an executor that nothing has happened to, unless it was not yet
   through with it.
-* `repeated in vain`: where nothing goes wrong, no message of a request goes to the dead-letter queue, and it ends
-  in its first attempt, unless it needs a hand-over on a queue that allows too few receives, or that can't be passed
-  on; where but DataHub is away, for less than a claim's term, it has one process at most.
+* `repeated in vain`: where nothing goes wrong, no message of a request goes to the dead-letter queue, unless it
+  waits for a slot for longer than the queue hides it, and was sent twice or may be received a few times only; and
+  the request ends in its first attempt, unless it needs a hand-over that can't be passed on, or was sent twice and
+  needs one; where but DataHub is away, for less than a claim's term, it has one process at most.
 """
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from executor.claim import OWNER
 from executor.execution import LONGEST_FOREIGN_DELAY
 from executor.ingestion.process import TERMINATION_GRACE
 from executor.run import Phase, Run
@@ -54,7 +54,6 @@ class Bounds:
         self._world = world
         settings = settings_of(world.plan)
         self._disturbed_at = 0.0
-        self._said_at: dict[str, float] = {}  # by owner
         self._lease = world.plan.lease
         self._proof_period = settings.proof_period
         self._obeyed_within = (
@@ -139,14 +138,10 @@ class Bounds:
         record, owner = self._world.checks.records[exec_id], run.reporter.claim.owner
         record.begun.add(owner)
         _, written_at = record.written.get(owner, ("", 0.0))
-        latest = max(written_at, self._said_at.get(owner, 0.0), executor.woke_at)
+        latest = max(written_at, executor.woke_at)
         if latest + self._proof_period < self._world.now:
             words = f"{exec_id} of {owner}: written at {written_at:.3f}"
             self._world.checks.breached("prepared too late", words)
-
-    def said_again(self, properties: dict[str, str]) -> None:
-        """A write that changed nothing was taken, and not kept: its writer can't tell."""
-        self._said_at[properties.get(OWNER, "")] = self._world.now
 
     def look(self) -> None:
         """Once a second: what nobody works on."""
@@ -214,10 +209,16 @@ class Bounds:
         plan = self._world.plan
         if not plan.fences:
             return None
-        if plan.faultless and record.redriven:
+        scaled_down = plan.hold_limit < HOLD_LIMIT
+        # Whoever waits for a slot for longer than the queue hides a message takes a receive more each time.
+        if (
+            plan.faultless
+            and record.redriven
+            and not (scaled_down and (record.sent_twice or plan.few_receives))
+        ):
             return "a message of it went to the dead-letter queue"
-        # By a full executor, or one that can't pass it on: for longer than such a limit leaves.
-        kept_waiting = plan.hold_limit < HOLD_LIMIT and (plan.few_receives or not plan.server.patches)
+        # The fresh message, by one that can't pass it on, or has another one of the request.
+        kept_waiting = scaled_down and (record.sent_twice or not plan.server.patches)
         if plan.faultless and not kept_waiting and record.attempts > 1:
             return f"{record.attempts} attempts, though nothing went wrong"
         if plan.long_outage and len(record.processes) > 1:

@@ -84,6 +84,11 @@ class Checks:
         record = self.records[exec_id]
         record.duplicated = record.many = True
 
+    def sent_twice(self, exec_id: str) -> None:
+        """It is sent again, as another message."""
+        record = self.records[exec_id]
+        record.sent_twice = record.many = True
+
     def many(self, exec_id: str) -> None:
         """There is more than one message, or receive at a time, of it."""
         self.records[exec_id].many = True

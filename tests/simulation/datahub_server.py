@@ -118,7 +118,6 @@ class DataHubServer:
     def _store(self, exec_id: str, value: Json, properties: Json, executor: "SimExecutor") -> None:
         entity = self.entities[exec_id]
         if value == entity.value:
-            self._world.bounds.said_again(properties)
             return
         before = entity.value.get("status")
         entity.value = value

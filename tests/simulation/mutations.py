@@ -34,7 +34,7 @@ from executor.run import ActiveRuns, Phase
 from executor.settlement import Settlement
 from executor.signals import Signals
 from tests.simulation import processes
-from tests.simulation.plan import Plan, draw
+from tests.simulation.plan import HOLD_LIMIT, Plan, draw
 from tests.simulation.world import Outcome, collected_rarely, simulate
 
 Change = tuple[object, str, Any]
@@ -156,6 +156,10 @@ def _has_pauses(plan: Plan) -> bool:
 
 def _has_short_terms(plan: Plan) -> bool:
     return plan.claim_term < CLAIM_TERM
+
+
+def _has_few_receives_for_handovers(plan: Plan) -> bool:
+    return plan.faultless and plan.few_receives and plan.hold_limit < HOLD_LIMIT
 
 
 def _has_one_retry(plan: Plan) -> bool:
@@ -286,5 +290,11 @@ MUTATIONS = (
         _has_kills,
     ),
     Mutation("a kill's message ends no run", (DISOBEYED,), [(Signals, "handle", _record_alone)], _has_kills),
+    Mutation(
+        "a full executor keeps another one's fresh message",
+        ("repeated in vain",),
+        [(Claims, "pass_on", _nothing)],
+        _has_few_receives_for_handovers,
+    ),
     Mutation("messages are never let go", ("broken",), [(settlement, "dispose", _nothing)]),
 )

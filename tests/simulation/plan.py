@@ -138,6 +138,8 @@ def draw(seed: int) -> Plan:
         long_outage=False,
         rates=(1.0,) * executors,
     )
+    if hold_limit < HOLD_LIMIT:  # of which half may be over when a run gets its slot
+        plan.longest_build = min(plan.longest_build, hold_limit / 4)
     if chance.random() < SHARE_OF_SHORT_TERMS:
         plan.claim_term = lease * chance.uniform(1.5, 3.0)
     if chance.random() < SHARE_OF_TERMS_THAT_END:

@@ -40,6 +40,7 @@ class Record:
     killed_at: float | None = None  # when a kill was first recorded
     kill_asked: bool = False
     unbuilt: bool = False
+    sent_twice: bool = False  # as two messages
     many: bool = False  # more than one message, or copy, of it was there
     twinned: bool = False  # two handles of one message were valid
     duplicated: bool = False  # a hidden message was handed out once more

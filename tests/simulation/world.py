@@ -116,7 +116,7 @@ class World:
 
     def _submit_again(self, request: Request) -> None:
         self.counts["requests sent twice"] += 1
-        self.checks.many(request.exec_id)
+        self.checks.sent_twice(request.exec_id)
         self._send(request)
 
     def _send(self, request: Request) -> None:
