@@ -38,7 +38,7 @@ class Batcher(Generic[Item]):
         self._send = send
         self._side_by_side = side_by_side
         self._waiting: deque[_Entry[Item]] = deque()
-        self._arrived = anyio.Event()
+        self._arrived = anyio.Semaphore(0)
         self._closed = False
 
     async def submit(self, item: Item) -> None:
@@ -47,8 +47,7 @@ class Batcher(Generic[Item]):
             raise _closed()
         entry = _Entry(item)
         self._waiting.append(entry)
-        self._arrived.set()
-        self._arrived = anyio.Event()
+        self._arrived.release()
         try:
             await entry.done.wait()
         finally:
@@ -73,7 +72,7 @@ class Batcher(Generic[Item]):
             while self._waiting:
                 batch = [self._waiting.popleft() for _ in range(min(BATCH_LIMIT, len(self._waiting)))]
                 await self._answer(batch)
-            await self._arrived.wait()
+            await self._arrived.acquire()
 
     async def _answer(self, batch: Sequence[_Entry[Item]]) -> None:
         answers: Sequence[Exception | None] = [_closed()] * len(batch)  # for a call that is cancelled
