@@ -30,13 +30,18 @@ class Handle:
     __slots__ = ("args", "callback", "context", "dropped", "loop", "time")
 
     def __init__(
-        self, time: float, loop: "Loop | None", callback: Callable[..., object], args: tuple[Any, ...]
+        self,
+        time: float,
+        loop: "Loop | None",
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        context: Context | None = None,
     ) -> None:
         self.time = time
         self.loop = loop
         self.callback = callback
         self.args = args
-        self.context: Context | None = None
+        self.context = context
         self.dropped = False
 
     def cancel(self) -> None:
@@ -62,7 +67,7 @@ class Kernel:
 
     def at(self, when: float, callback: Callable[..., object], *args: Any) -> Handle:
         """Have the world do something at that time."""
-        return self.push(Handle(max(when, self.now), None, callback, args), 0)
+        return self.push(Handle(when if when > self.now else self.now, None, callback, args), 0)
 
     def after(self, delay: float, callback: Callable[..., object], *args: Any) -> Handle:
         """Have the world do something so many seconds from now."""
@@ -185,10 +190,11 @@ class Loop:
                 if handle.dropped:
                     continue
                 count += 1
-                if handle.context is None:
+                context = handle.context
+                if context is None:
                     handle.callback(*handle.args)
                 else:
-                    handle.context.run(handle.callback, *handle.args)
+                    context.run(handle.callback, *handle.args)
                 if self.trap is not None:
                     self._spring()
         finally:
@@ -215,8 +221,7 @@ class Loop:
     def call_soon(
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Handle:
-        handle = Handle(self.kernel.now, self, callback, args)
-        handle.context = context or copy_context()
+        handle = Handle(self.kernel.now, self, callback, args, context or copy_context())
         if not self.closed:
             self._ready.append(handle)
         return handle
@@ -224,14 +229,15 @@ class Loop:
     def call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Handle:
-        handle = Handle(max(self.moment(when), self.kernel.now) + LATENESS, self, callback, args)
-        handle.context = context or copy_context()
+        now, due = self.kernel.now, when / self.rate
+        time = (due if due > now else now) + LATENESS
+        handle = Handle(time, self, callback, args, context or copy_context())
         return handle if self.closed else self.kernel.push(handle, self.rank)
 
     def call_later(
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Handle:
-        return self.call_at(self.time() + delay, callback, *args, context=context)
+        return self.call_at(self.kernel.now * self.rate + delay, callback, *args, context=context)
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=_as_asyncios(self))
@@ -248,8 +254,7 @@ class Loop:
     def get_task_factory(self) -> None:
         return None
 
-    def get_debug(self) -> bool:
-        return False
+    get_debug = staticmethod(bool)  # False, without a frame: every future asks for it
 
     def is_running(self) -> bool:
         return True

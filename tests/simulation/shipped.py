@@ -29,11 +29,13 @@ class Scope(backend.CancelScope):
     """A cancel scope that hashes the same in every process: scopes are cancelled in the order of a set."""
 
     __slots__ = ("number",)
+    number: int
     numbers = count()
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.number = next(Scope.numbers)
+    def __new__(cls, **_: Any) -> "Scope":
+        scope = object.__new__(cls)
+        scope.number = next(Scope.numbers)
+        return scope
 
     def __hash__(self) -> int:
         return self.number
