@@ -64,11 +64,15 @@ class Heartbeat:
     _writes: AnswerLimit = field(init=False)
     _reads: AnswerLimit = field(init=False)  # of what became of a write
     _looks: AnswerLimit = field(init=False)  # for kill signals
+    _away: Backoff = field(init=False)  # between two tries to learn what became of writes
+    _recover_at: float = 0.0  # monotonic, seconds: not before
 
     def __post_init__(self) -> None:
         shortest = min(PROGRESS_TIMEOUT, max(SHORTEST_PROGRESS_TIMEOUT, self.proof_period / 3))
         self._writes, self._reads = (AnswerLimit(shortest, LONGEST_TIMEOUT) for _ in range(2))
         self._looks = AnswerLimit(LOOK_TIMEOUT, LONGEST_TIMEOUT)
+        # After an outage of DataHub an owner must be heard within a proof period.
+        self._away = self.backoff(first=self._turn, longest=max(self._turn, self.proof_period / 4))
 
     async def serve(self) -> None:
         """Keep all runs alive until cancelled. None of the duties waits for another one's server."""
@@ -190,19 +194,32 @@ class Heartbeat:
         await self.active.changed(max(0.0, seconds))
 
     async def _push_progress(self) -> None:
-        interval = min(1.0, self.poll_interval, self.proof_period / 4)
         while True:
-            self.beat("progress", interval)
+            self.beat("progress", self._turn)
+            await self._recover_those_in_doubt()
             await self._push_what_is_due()
-            await anyio.sleep(interval)
+            await anyio.sleep(self._turn)
             if not len(self.active):
                 await self._idle("progress", LONGEST_PAUSE)
 
+    @property
+    def _turn(self) -> float:
+        """Seconds between two looks at what is to be pushed."""
+        return min(1.0, self.poll_interval, self.proof_period / 4)
+
+    async def _recover_those_in_doubt(self) -> None:
+        uncertain = [run for run in self._under_way() if not run.reporter.certain]
+        if not uncertain or anyio.current_time() < self._recover_at:
+            return
+        async with anyio.create_task_group() as tasks:
+            for run in uncertain:
+                tasks.start_soon(self._recover, run)
+        if all(run.reporter.certain for run in uncertain):
+            self._away.reset()
+        else:
+            self._recover_at = anyio.current_time() + self._away.next_wait()
+
     async def _push_what_is_due(self) -> None:
-        if uncertain := [run for run in self._under_way() if not run.reporter.certain]:
-            async with anyio.create_task_group() as tasks:
-                for run in uncertain:
-                    tasks.start_soon(self._recover, run)
         now = anyio.current_time()
         due = [
             (run, run.reporter.begin(state))
