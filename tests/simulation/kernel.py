@@ -14,7 +14,7 @@ from contextvars import Context, copy_context
 from types import CoroutineType
 from typing import Any
 
-from anyio._backends._asyncio import _task_states
+from anyio._backends import _asyncio as backend
 
 LATENESS = 1e-5  # seconds that a timer is late: none is ever early, whatever its deadline is rounded to
 LONGEST_BURST = 20_000  # callbacks at one moment of virtual time; more of them is a loop that spins
@@ -172,7 +172,7 @@ class Loop:
                 if not task.done():
                     task._log_destroy_pending = False  # type: ignore[attr-defined]
                     _close(self, task)
-                _task_states.pop(task, None)  # which would keep it for ever
+                backend._task_states.pop(task, None)  # which would keep it for ever
         finally:
             events._set_running_loop(before)
         self._tasks.clear()

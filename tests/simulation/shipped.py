@@ -1,14 +1,17 @@
 """What the shipped code takes from its surroundings, while a schedule runs: its log, its chance, anyio's scopes."""
 
 import asyncio
+from asyncio import events, tasks
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import sniffio
 import structlog
 from anyio._backends import _asyncio as backend
+from anyio._core import _eventloop, _synchronization, _tasks
 
 from executor.claiming import away
 
@@ -76,6 +79,28 @@ class Log:
             self.world.checks.broken(f"{event}: {sys.exc_info()[1]!r}")
 
 
+def _backend() -> type[backend.AsyncIOBackend]:
+    return backend.AsyncIOBackend
+
+
+def _current_time() -> float:
+    return events.get_running_loop().time()
+
+
+def _current_task() -> "asyncio.Task[Any] | None":
+    return tasks._current_tasks.get(events.get_running_loop())  # type: ignore[attr-defined, no-any-return]
+
+
+# What anyio looks up at every turn, and makes twice: put there at once. Its classes are the same.
+SHORTCUTS: tuple[tuple[object, str, object], ...] = (
+    *((module, "get_async_backend", _backend) for module in (_eventloop, _synchronization, _tasks)),
+    *((module, "CancelScope", Scope) for module in (anyio, _tasks, backend)),
+    *((module, "Event", backend.Event) for module in (anyio, _synchronization)),
+    (anyio, "current_time", _current_time),
+    (backend, "current_task", _current_task),
+)
+
+
 @contextmanager
 def prepared(world: "World") -> Iterator[None]:
     """Have log and scopes be those of a schedule."""
@@ -83,13 +108,17 @@ def prepared(world: "World") -> Iterator[None]:
     structlog.configure(wrapper_class=Log, processors=[], cache_logger_on_first_use=False)  # type: ignore[arg-type]
     Log.world = world
     Scope.numbers = count()
-    scope, backend.CancelScope = backend.CancelScope, Scope  # type: ignore[misc]
+    replacements = (*SHORTCUTS, (backend, "_task_states", {}))
+    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
     library, sniffio.thread_local.name = sniffio.thread_local.name, "asyncio"  # anyio asks at every turn
 
     try:
+        for owner, name, replacement in replacements:
+            setattr(owner, name, replacement)
         yield
     finally:
-        backend.CancelScope = scope  # type: ignore[misc]
+        for owner, name, original in originals:
+            setattr(owner, name, original)
         sniffio.thread_local.name = library
         Log.world = None
         structlog.configure(**configuration)
