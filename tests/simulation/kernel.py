@@ -221,7 +221,7 @@ class Loop:
     def call_soon(
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Handle:
-        handle = Handle(self.kernel.now, self, callback, args, context or copy_context())
+        handle = Handle(self.kernel.now, self, callback, args, copy_context() if context is None else context)
         if not self.closed:
             self._ready.append(handle)
         return handle
@@ -231,7 +231,7 @@ class Loop:
     ) -> Handle:
         now, due = self.kernel.now, when / self.rate
         time = (due if due > now else now) + LATENESS
-        handle = Handle(time, self, callback, args, context or copy_context())
+        handle = Handle(time, self, callback, args, copy_context() if context is None else context)
         return handle if self.closed else self.kernel.push(handle, self.rank)
 
     def call_later(

@@ -54,8 +54,10 @@ class Network:
 
     def is_cut(self, executor: int, server: str) -> bool:
         """Whether nothing gets through now."""
+        if not self._cut_until:
+            return False
         found = self._cut_until.get((executor, server))
-        return found is not None and found[0] > self._world.now
+        return found is not None and found[0] > self._world.kernel.now
 
     async def call(self, executor: "SimExecutor", server: str, serve: Serve) -> Any:
         """Have `serve` called at the server, and wait for its reply.
