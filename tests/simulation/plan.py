@@ -16,8 +16,8 @@ FAULTS = (
 )  # fmt: skip
 SHARE_OF_SHORT_TERMS = 0.25
 SHARE_OF_HANDOVERS = 0.25
-SHARE_OF_TERMS_THAT_END = 0.03
-SHARE_OF_LONG_OUTAGES = 0.005
+SHARE_OF_TERMS_THAT_END = 0.02
+SHARE_OF_LONG_OUTAGES = 0.002
 SHARE_OF_DIFFERENT_CLOCKS = 0.25
 CLOCK_RATES = (
     0.01  # the most that an executor's clock goes ahead or behind: 2 % between two, docs/guarantees.md
@@ -99,6 +99,7 @@ def draw(seed: int) -> Plan:
     hold_limit = HOLD_LIMIT
     if lease < LONG and chance.random() < SHARE_OF_HANDOVERS:
         hold_limit = round(lease * chance.choice((3.75, 5.0)))
+        span = hold_limit * chance.uniform(0.4, 1.2)  # a hand-over begins at half of it: amid the faults
     faulty = chance.random() > 0.03
     kinds = [kind for kind in FAULTS if chance.random() < 0.4] if faulty else []
     faults = sorted(
@@ -180,7 +181,7 @@ def _let_datahub_be_away(plan: Plan, chance: random.Random) -> None:
 
 def _longest_run(chance: random.Random, lease: int, hold_limit: int) -> float:
     if hold_limit < HOLD_LIMIT:  # long enough for a hand-over or two
-        return 2.5 * hold_limit
+        return 1.5 * hold_limit
     return lease * chance.choice((0.05, 0.3, 1.0, 1.0, 2.0, 4.0) if lease < LONG else (0.05, 0.3, 1.0, 1.5))
 
 
