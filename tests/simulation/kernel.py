@@ -67,7 +67,7 @@ class Kernel:
 
     def at(self, when: float, callback: Callable[..., object], *args: Any) -> Handle:
         """Have the world do something at that time."""
-        return self.push(Handle(when if when > self.now else self.now, None, callback, args), 0)
+        return self.push(Handle(max(when, self.now), None, callback, args), 0)
 
     def after(self, delay: float, callback: Callable[..., object], *args: Any) -> Handle:
         """Have the world do something so many seconds from now."""
@@ -229,8 +229,7 @@ class Loop:
     def call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Handle:
-        now, due = self.kernel.now, when / self.rate
-        time = (due if due > now else now) + LATENESS
+        time = max(self.moment(when), self.kernel.now) + LATENESS
         handle = Handle(time, self, callback, args, copy_context() if context is None else context)
         return handle if self.closed else self.kernel.push(handle, self.rank)
 

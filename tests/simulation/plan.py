@@ -25,7 +25,7 @@ CLOCK_RATES = (
 HOLD_LIMIT = 43_200  # seconds, the queue's own
 LEASES = (*8 * (12,), *4 * (30,), 120, 300, 600)  # seconds
 LEAST_UNPATCHED = 30  # seconds: of a shorter lease's proof period, two writes of a whole report take too much
-LONG = 120  # seconds: leases from which on runs are short beside them, or they would take all the time
+LONG = 120  # seconds: leases from which on runs and faults are short beside them, or they would take all the time
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def draw(seed: int) -> Plan:
     chance = random.Random(seed)
     lease = chance.choice(LEASES)
     executors = chance.choice((2, 2, 2, 3))
-    span = lease * chance.uniform(0.7, 3.0)
+    span = lease * chance.uniform(0.7, 3.0 if lease < LONG else 1.5)
     hold_limit = HOLD_LIMIT
     if lease < LONG and chance.random() < SHARE_OF_HANDOVERS:
         hold_limit = round(lease * chance.choice((3.75, 5.0)))
