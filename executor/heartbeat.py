@@ -64,6 +64,7 @@ class Heartbeat:
     _writes: AnswerLimit = field(init=False)
     _reads: AnswerLimit = field(init=False)  # of what became of a write
     _looks: AnswerLimit = field(init=False)  # for kill signals
+    _turn: float = field(init=False)  # seconds between two looks at what is to be pushed
     _away: Backoff = field(init=False)  # between two tries to learn what became of writes
     _recover_at: float = 0.0  # monotonic, seconds: not before
 
@@ -71,6 +72,7 @@ class Heartbeat:
         shortest = min(PROGRESS_TIMEOUT, max(SHORTEST_PROGRESS_TIMEOUT, self.proof_period / 3))
         self._writes, self._reads = (AnswerLimit(shortest, LONGEST_TIMEOUT) for _ in range(2))
         self._looks = AnswerLimit(LOOK_TIMEOUT, LONGEST_TIMEOUT)
+        self._turn = min(1.0, self.poll_interval, self.proof_period / 4)
         # After an outage of DataHub an owner must be heard within a proof period.
         self._away = self.backoff(first=self._turn, longest=max(self._turn, self.proof_period / 4))
 
@@ -201,11 +203,6 @@ class Heartbeat:
             await anyio.sleep(self._turn)
             if not len(self.active):
                 await self._idle("progress", LONGEST_PAUSE)
-
-    @property
-    def _turn(self) -> float:
-        """Seconds between two looks at what is to be pushed."""
-        return min(1.0, self.poll_interval, self.proof_period / 4)
 
     async def _recover_those_in_doubt(self) -> None:
         uncertain = [run for run in self._under_way() if not run.reporter.certain]
