@@ -1,7 +1,6 @@
 """What the shipped code takes from its surroundings, while a schedule runs: its log, its chance, anyio's scopes."""
 
 import asyncio
-from asyncio import events, tasks
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -84,11 +83,7 @@ def _backend() -> type[backend.AsyncIOBackend]:
 
 
 def _current_time() -> float:
-    return events.get_running_loop().time()
-
-
-def _current_task() -> "asyncio.Task[Any] | None":
-    return tasks._current_tasks.get(events.get_running_loop())  # type: ignore[attr-defined, no-any-return]
+    return asyncio.get_running_loop().time()
 
 
 # What anyio looks up at every turn, and makes twice: put there at once. Its classes are the same.
@@ -97,7 +92,6 @@ SHORTCUTS: tuple[tuple[object, str, object], ...] = (
     *((module, "CancelScope", Scope) for module in (anyio, _tasks, backend)),
     *((module, "Event", backend.Event) for module in (anyio, _synchronization)),
     (anyio, "current_time", _current_time),
-    (backend, "current_task", _current_task),
 )
 
 
