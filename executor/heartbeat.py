@@ -13,7 +13,7 @@ from executor.datahub.client import DataHub
 from executor.datahub.errors import DataHubError, DataHubUnavailableError, ImmutableStateError
 from executor.datahub.state import RunState
 from executor.operations.metrics import Metrics
-from executor.queue.delivery import Delivery, LeaseLostError, QueueError
+from executor.queue.delivery import HIDDEN_TO_THE_LIMIT, Delivery, LeaseLostError, QueueError
 from executor.queue.sqs import SqsQueue
 from executor.reporter import SupersededError
 from executor.run import ActiveRuns, Phase, Run, StopReason
@@ -107,7 +107,8 @@ class Heartbeat:
             StopReason.LEASE_ENDING, grace=max(0.0, remaining - SPARE)
         ):
             self.metrics.leases_lost.inc()
-            reason = self._refusal or "the queue did not answer in time"
+            at_limit = HIDDEN_TO_THE_LIMIT if run.delivery.is_at_its_limit else ""
+            reason = at_limit or self._refusal or "the queue did not answer in time"
             run.log.warning("lease_running_out", reason=reason, seconds=round(remaining, 1))
         elif run.reporter.term_over(now) and run.stop(StopReason.CLAIM_ENDING):
             run.log.warning("claim_running_out", reason="DataHub could not be told of the run for too long")

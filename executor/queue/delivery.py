@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+HIDDEN_TO_THE_LIMIT = "the queue hides a message no longer than it has hidden this one"
+
 
 @dataclass(slots=True)
 class Delivery:
@@ -24,6 +26,11 @@ class Delivery:
     sent_by: str | None = (
         None  # the claim whose run is to go on under this message; None: a request as it came
     )
+
+    @property
+    def is_at_its_limit(self) -> bool:
+        """Whether its lease can't be renewed any more; the queue counts in whole seconds."""
+        return self.lease_ends > self.hold_ends - 1.0
 
 
 class QueueError(Exception):

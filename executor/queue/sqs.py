@@ -12,7 +12,13 @@ from botocore.exceptions import ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from executor.queue.batcher import BATCH_LIMIT, Batcher
-from executor.queue.delivery import Delivery, LeaseLostError, QueueDeniedError, QueueError
+from executor.queue.delivery import (
+    HIDDEN_TO_THE_LIMIT,
+    Delivery,
+    LeaseLostError,
+    QueueDeniedError,
+    QueueError,
+)
 from executor.queue.errors import entry_error, errors_in_words, is_fault_of_the_call, require_sqs
 
 LONG_POLL_LIMIT = 20  # seconds (contract, section 6)
@@ -94,7 +100,7 @@ class SqsQueue:
         asked_at = anyio.current_time()
         seconds = int(min(self._visibility, delivery.hold_ends - asked_at))
         if asked_at + seconds <= delivery.lease_ends:
-            raise QueueError("the queue hides a message no longer than it has hidden this one")
+            raise QueueError(HIDDEN_TO_THE_LIMIT)
         await self._visibilities.submit((delivery, seconds))
         delivery.lease_ends = asked_at + seconds
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from executor.local.faults import Fault
+from executor.queue.delivery import HIDDEN_TO_THE_LIMIT
 from tests.integration.refusing_queue import refusing_queue
 from tests.integration.service import PATIENT, QUICK, Site
 from tests.servers import LocalStack
@@ -186,6 +187,7 @@ async def test_without_the_permission_to_send_a_run_is_ended_before_the_limit_an
         ended = await site.settled("r1")
     assert delayed["permission"] == "sqs:SendMessage"
     assert first < interrupted.epoch < second
+    assert [event["reason"] for event in site.events("lease_running_out")] == [HIDDEN_TO_THE_LIMIT]
     assert site.events("lease_lost") == []
     assert len(site.clis.notes("ended")) == 1
     [before] = [line for line in ended.value["report"].splitlines() if line.startswith("Before:")]

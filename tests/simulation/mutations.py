@@ -48,6 +48,7 @@ class Mutation:
     noticed_by: tuple[str, ...]
     changes: Sequence[Change]
     where: Callable[[Plan], bool] = lambda _: True  # it can be noticed: no other schedules are tried
+    within: int = 3000  # seeds
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -58,10 +59,10 @@ class Mutation:
             yield
 
 
-def first_breach(mutation: Mutation, seeds: range) -> Outcome | None:
+def first_breach(mutation: Mutation) -> Outcome | None:
     """The first schedule that notices, by the right rules: the others are not looked at."""
     with mutation.applied(), collected_rarely() as collect:
-        for seed in seeds:
+        for seed in range(mutation.within):
             if not mutation.where(draw(seed)):
                 continue
             outcome = simulate(seed, rules=mutation.noticed_by)
@@ -295,6 +296,7 @@ MUTATIONS = (
         ("repeated in vain",),
         [(Claims, "pass_on", _nothing)],
         _has_few_receives_for_handovers,
+        within=100_000,
     ),
     Mutation("messages are never let go", ("broken",), [(settlement, "dispose", _nothing)]),
 )

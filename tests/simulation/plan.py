@@ -23,7 +23,7 @@ CLOCK_RATES = (
     0.01  # the most that an executor's clock goes ahead or behind: 2 % between two, docs/guarantees.md
 )
 HOLD_LIMIT = 43_200  # seconds, the queue's own
-LEASES = (*8 * (12,), *4 * (30,), 120, 300, 600)  # seconds
+LEASES = (*16 * (12,), *8 * (30,), 120, 120, 300, 600)  # seconds
 LEAST_UNPATCHED = 30  # seconds: of a shorter lease's proof period, two writes of a whole report take too much
 LONG = 120  # seconds: leases from which on runs and faults are short beside them, or they would take all the time
 
