@@ -13,6 +13,7 @@ from tests.servers import LocalStack
 if TYPE_CHECKING:
     from executor.local.datahub import DataHubStandIn
     from tests.integration.service import Site
+    from tests.integration.warm_stage import Stage
 
 
 @pytest.fixture
@@ -36,3 +37,13 @@ async def site(
     structlog.reset_defaults()
     logging.root.handlers[:] = handlers
     logging.root.setLevel(level)
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator["Stage"]:
+    """A guard and warm parents, in this process."""
+    from tests.integration.warm_stage import open_stage
+
+    structlog.reset_defaults()
+    async with open_stage(tmp_path) as opened:
+        yield opened
