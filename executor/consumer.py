@@ -130,10 +130,10 @@ class Consumer:
         One that asks for a run which is not here yet is, unless it is to `wait` here for its slot, or its owner
         waits for it elsewhere: to tell it so takes no slot.
         """
-        fresh = delivery.sent_by is not None and delivery.receive_count == 1
+        fresh = delivery.sent_by is not None and delivery.receive_count == 1 and self.executor.datahub.patches
         if self._asks_for_run(delivery) and (self._intake.cancel_called or not (wait or fresh)):
             return False
-        self._dispatch(delivery, runs)
+        self._dispatch(delivery, runs, waits=wait)
         return True
 
     def _asks_for_run(self, delivery: Delivery) -> bool:
@@ -148,8 +148,11 @@ class Consumer:
             executor_id = None if isinstance(message, Reference) else message.executor_id
         return exec_id is not None and not self._is_foreign(executor_id) and self.active.get(exec_id) is None
 
-    def _dispatch(self, delivery: Delivery, runs: TaskGroup) -> None:
-        """Decide without waiting, so that slots are given in the order of receipt."""
+    def _dispatch(self, delivery: Delivery, runs: TaskGroup, *, waits: bool = True) -> None:
+        """Decide without waiting, so that slots are given in the order of receipt.
+
+        A run that is not to wait for its slot is passed on to its owner, or given back.
+        """
         if delivery.receive_count == 1:
             self.metrics.queue_latency.observe(max(0.0, self.clock() - delivery.sent_at))
         try:
@@ -158,13 +161,13 @@ class Consumer:
             self._dispatch_malformed(delivery, error, runs)
             return
         if isinstance(message, Reference):
-            self._start(delivery, message.exec_id, None, runs)
+            self._start(delivery, message.exec_id, None, runs, waits=waits)
         elif self._is_foreign(message.executor_id):
             runs.start_soon(self._give_back, delivery, message.executor_id)
         elif isinstance(message, Signal):
             runs.start_soon(self.signals.handle, delivery, message)
         else:
-            self._start(delivery, message.exec_id, message, runs)
+            self._start(delivery, message.exec_id, message, runs, waits=waits)
 
     def _dispatch_malformed(self, delivery: Delivery, error: MalformedMessage, runs: TaskGroup) -> None:
         if self._is_foreign(error.executor_id):
@@ -179,7 +182,13 @@ class Consumer:
             self._say_once("message_malformed", delivery, error.reason)
 
     def _start(
-        self, delivery: Delivery, exec_id: str, request: ExecutionRequest | None, runs: TaskGroup
+        self,
+        delivery: Delivery,
+        exec_id: str,
+        request: ExecutionRequest | None,
+        runs: TaskGroup,
+        *,
+        waits: bool,
     ) -> None:
         self.metrics.requests.inc()
         if (held := self.active.get(exec_id)) is not None:
@@ -191,7 +200,7 @@ class Consumer:
         if request is not None:
             self.executor.describe(run)
         run.log.info("request_received", message_id=delivery.message_id, receive_count=delivery.receive_count)
-        runs.start_soon(self.executor.execute, run, ticket)
+        runs.start_soon(self.executor.execute, run, ticket, None, waits)
 
     def _start_twice(self, held: Run, delivery: Delivery, runs: TaskGroup) -> None:
         """Go on with the run that there is."""

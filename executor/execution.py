@@ -51,15 +51,18 @@ class Executor:
             run.log.exception("recipe_not_described")
             run.describe("unknown")
 
-    async def execute(self, run: Run, ticket: Ticket, malformed: str | None = None) -> None:
+    async def execute(
+        self, run: Run, ticket: Ticket, malformed: str | None = None, waits: bool = True
+    ) -> None:
         """See a run through, whatever happens to it: nothing that it does wrong reaches other runs.
 
-        `malformed` says why its message can't be read as a request, which ends it.
+        `malformed` says why its message can't be read as a request, which ends it. One that does not wait for its
+        slot is given back where it is no message that its owner waits for.
         """
         try:
             verdict = None
             with run.work:
-                verdict = await self._work(run, ticket, malformed)
+                verdict = await self._work(run, ticket, malformed, waits)
             ticket.give_back()
             if ticket.left_others:
                 await anyio.sleep(SLOTS_FIRST)
@@ -75,9 +78,11 @@ class Executor:
             except Exception:  # the edge of a run: its message comes back when its lease ends
                 run.log.exception("settling_failed_internally")
 
-    async def _work(self, run: Run, ticket: Ticket, malformed: str | None) -> Verdict:
+    async def _work(self, run: Run, ticket: Ticket, malformed: str | None, waits: bool) -> Verdict:
         try:
             verdict = await self.claims.pass_on(run)
+            if verdict is None and not waits and not ticket.granted.is_set():
+                return Verdict(None, "there is no room for it", Disposal.RELEASE)
             if verdict is None:
                 async with ticket:
                     verdict = await self._work_in_slot(run, ticket, malformed)
@@ -97,12 +102,13 @@ class Executor:
 
     async def _work_in_slot(self, run: Run, ticket: Ticket, malformed: str | None) -> Verdict:
         run.advance(Phase.CLAIMING)
+        verdict = _failure(malformed) if malformed else await self._look_up(run, ticket)
+        if verdict is not None:
+            return verdict
         if self._has_waited_too_long(run.delivery):
             words = "it has waited for its slot for so long that the queue would show it again before it is through"
             return Verdict(None, words, Disposal.RELEASE)
-        verdict = _failure(malformed) if malformed else await self._look_up(run, ticket)
-        verdict = verdict or await self.claims.claim(run)
-        if verdict is not None:
+        if (verdict := await self.claims.claim(run)) is not None:
             return verdict
         with anyio.move_on_after(self.task_timeout):
             return await self._ingest(run, run.request, ticket)

@@ -83,20 +83,20 @@ class Handover:
                     if await self._is_told_apart(run):
                         await self._send(run, old)
                         await self._receive(run)
-                        await self._record(run)
+                        while not await self._record(run):  # its lease may be lost while DataHub is away
+                            await self._receive(run)
                     tasks.cancel_scope.cancel()
             fresh = run.successor
             if run.phase is not Phase.RUNNING or run.stop_reason is not None:
                 return  # settling sees to both messages
-            if fresh is None or not run.reporter.recorded(fresh.message_id):
+            if fresh is None or not run.reporter.recorded(fresh.message_id, fresh.receive_count):
                 # The claim names the old one: whoever gets the fresh one would wait for us, dead or alive.
                 run.tied = True
                 run.log.warning(
                     "handover_failed", consequence="the run ends when the queue's limit is reached"
                 )
                 return
-            run.hold(fresh)
-            run.successor, run.successor_id, run.succeeded = None, None, anyio.Event()
+            run.hand_over(fresh)
             # Whoever has it by now leaves the run alone: the claim names the fresh one.
             await dispose(self.queue, old, Disposal.DELETE, 0, self.backoff(), run.log)
             run.log.info("handed_over", message_id=fresh.message_id, before=old.message_id)
@@ -205,14 +205,16 @@ class Handover:
                     for delivery in others:
                         tasks.start_soon(try_release, self.queue, delivery)
 
-    async def _record(self, run: Run) -> None:
-        """Have DataHub know which message counts, before there is only that one."""
-        if run.successor is None:
-            return
+    async def _record(self, run: Run) -> bool:
+        """Have DataHub know which message counts, before there is only that one. Whether it is held then."""
         fresh = run.successor
-        run.reporter.held_by(fresh.message_id, fresh.receive_count)
-        while not run.reporter.recorded(fresh.message_id):
+        if fresh is None:
+            return False
+        while run.successor is fresh and not run.reporter.recorded(fresh.message_id, fresh.receive_count):
             await run.reporter.news()
+        if fresh.lease_ends <= anyio.current_time():
+            run.lose_successor(fresh)
+        return run.successor is fresh
 
 
 def offered(offer: Offer, old: Delivery, visibility: float) -> Delivery:

@@ -10,7 +10,13 @@ from anyio.abc import TaskGroup
 
 from executor.backoff import AnswerLimit, Backoff
 from executor.datahub.client import DataHub
-from executor.datahub.errors import DataHubError, DataHubUnavailableError, ImmutableStateError
+from executor.datahub.errors import (
+    BlockedError,
+    DataHubError,
+    DataHubUnavailableError,
+    ImmutableStateError,
+    TooLargeError,
+)
 from executor.datahub.state import RunState
 from executor.operations.metrics import Metrics
 from executor.queue.delivery import HIDDEN_TO_THE_LIMIT, Delivery, LeaseLostError, QueueError
@@ -137,6 +143,7 @@ class Heartbeat:
         try:
             await self.queue.extend(delivery)
         except LeaseLostError as error:
+            run.lose_successor(delivery)
             if run.delivery is delivery and not run.let_go:  # else it has come again, to ourselves
                 run.log.warning("lease_lost", reason=str(error))
                 self._give_up(run, grace=0)
@@ -238,6 +245,8 @@ class Heartbeat:
                 run.stop(StopReason.ENDED_ELSEWHERE)
             elif error is not None:
                 run.journal.not_shown()
+                if isinstance(error, BlockedError | TooLargeError):
+                    run.journal.show_less()
 
     def _news_of(self, run: Run, now: float) -> RunState | None:
         """What DataHub is to be told of a run now: what is new in its log, or that its owner lives."""

@@ -37,6 +37,7 @@ class Journal:
         self._began = anyio.current_time()  # the same moment for durations: the clock may be set meanwhile
         self._seconds: float | None = None
         self._shown = 0
+        self._live_log = LIVE_LOG_BYTES
 
     def begin(self, attempt: int) -> None:
         """The run is about to be claimed: its time counts from here."""
@@ -61,7 +62,7 @@ class Journal:
     def progress(self) -> RunState:
         """The state while it runs, with the newest of the log."""
         self._shown = self.output.version
-        return self._state(Status.RUNNING, None, self.output.snapshot(LIVE_LOG_BYTES))
+        return self._state(Status.RUNNING, None, self.output.snapshot(self._live_log))
 
     def alive(self) -> RunState:
         """A sign of life: that the run goes on, and for how long, leaving the report as it is."""
@@ -74,6 +75,10 @@ class Journal:
     def not_shown(self) -> None:
         """The last `progress` did not arrive, or nobody knows."""
         self._shown = -1
+
+    def show_less(self) -> None:
+        """A `progress` was refused: less of the log may pass."""
+        self._live_log = SHORT_LOG_BYTES
 
     def end(self, status: Status, words: str, structured_report: bytes | None = None) -> RunState:
         """The state at its end; `words` are what the report begins with."""

@@ -11,11 +11,11 @@ from executor.claim import CLAIM_TERM, Claim, Offer
 from executor.datahub.client import DataHub
 from executor.datahub.errors import (
     DataHubError,
-    DataHubRefusedError,
     DataHubUnavailableError,
     ImmutableStateError,
     UnauthorizedError,
     VersionConflictError,
+    is_of_the_content,
 )
 from executor.datahub.state import ABSENT_VERSION, RunState, StateWrite, StoredState
 
@@ -116,26 +116,25 @@ class Reporter:
         self, state: RunState, shorter: Callable[[DataHubError], RunState] | None
     ) -> bool:
         try:
-            try:
-                return await self._store_once(state)
-            except (ImmutableStateError, VersionConflictError):
-                raise
-            except DataHubRefusedError as error:
-                if shorter is None:
-                    raise
-                return await self._store_once(shorter(error))
+            if not self._certain and await self._read_again() and self._is_last(state):
+                return True
         except (DataHubUnavailableError, UnauthorizedError):
             return False
+        error = await self._store_once(state)
+        settled = error is None or isinstance(error, ImmutableStateError | VersionConflictError)
+        if error is not None and not settled and shorter is not None and is_of_the_content(error):
+            error = await self._store_once(shorter(error))
+        # A conflict may be with ourselves, by a write that nobody waited for: look who wrote in between.
+        if isinstance(error, DataHubUnavailableError | UnauthorizedError | VersionConflictError):
+            return False
+        if error is not None:
+            raise error
+        return True
 
-    async def _store_once(self, state: RunState) -> bool:
-        """Whether it is stored; else somebody wrote in between, maybe ourselves by a write nobody waited for."""
-        if not self._certain and await self._read_again() and self._is_last(state):
-            return True
+    async def _store_once(self, state: RunState) -> DataHubError | None:
         [error] = await self._datahub.write_states([self._write(state)])
         self._note(error)
-        if error is not None and not isinstance(error, VersionConflictError):
-            raise error
-        return error is None
+        return error
 
     def due(self, now: float) -> bool:
         """Whether a progress write is due, and nothing else is being written. `now` is monotonic, seconds."""
@@ -145,7 +144,7 @@ class Reporter:
         """Whether a sign of life is due, and nothing else is being written."""
         if not self._datahub.patches and now < self._quiet_until:  # there it has to hold the whole report
             return False
-        moved = self._written and not self.recorded(self.claim.message_id)
+        moved = self._written and not self.recorded(self.claim.message_id, self.claim.receives)
         return self._idle and (moved or now >= self._written_at + self._beat_interval)
 
     def silent_for(self, now: float) -> float:
@@ -161,9 +160,10 @@ class Reporter:
         """What another executor has passed on, as far as it was seen."""
         return self._offer
 
-    def recorded(self, message_id: str) -> bool:
-        """Whether DataHub knows that the run goes on under this message."""
-        return self._written_claim is not None and self._written_claim.message_id == message_id
+    def recorded(self, message_id: str, receives: int) -> bool:
+        """Whether DataHub knows that the run goes on under this receive of a message."""
+        claim = self._written_claim
+        return claim is not None and (claim.message_id, claim.receives) == (message_id, receives)
 
     async def kept(self) -> bool:
         """Whether DataHub keeps the claims that come with the writes. Raises DataHubError."""

@@ -83,13 +83,23 @@ class Run:
 
     def __post_init__(self) -> None:
         self.lease = Lease(self.delivery.lease_ends)
-        self.reporter.held_by(self.delivery.message_id, self.delivery.receive_count)
+        self._name_the_message_that_counts()
+
+    def _name_the_message_that_counts(self) -> None:
+        """A successor does from when it is here: it must be recorded before the old one goes."""
+        delivery = self.successor or self.delivery
+        self.reporter.held_by(delivery.message_id, delivery.receive_count)
 
     def hold(self, delivery: Delivery) -> None:
         """Go on under the lease of another receive."""
         self.delivery = delivery
-        self.reporter.held_by(delivery.message_id, delivery.receive_count)
         self.lease.renew(delivery.lease_ends)
+        self._name_the_message_that_counts()
+
+    def hand_over(self, successor: Delivery) -> None:
+        """The successor takes the old message's place."""
+        self.successor, self.successor_id, self.succeeded = None, None, anyio.Event()
+        self.hold(successor)
 
     def renewed(self) -> None:
         """The lease was extended."""
@@ -98,7 +108,14 @@ class Run:
     def succeed(self, delivery: Delivery) -> None:
         """The message that was sent to take the place of its own is here."""
         self.successor, self.successor_id = delivery, delivery.message_id
+        self._name_the_message_that_counts()
         self.succeeded.set()
+
+    def lose_successor(self, delivery: Delivery) -> None:
+        """That receive of the successor is over: it has to be had anew, and the run's own message counts."""
+        if self.successor is delivery:
+            self.successor, self.succeeded = None, anyio.Event()
+            self._name_the_message_that_counts()
 
     def is_succeeded_by(self, delivery: Delivery) -> bool:
         """Whether it is that message, which may be received before its sending was answered."""

@@ -10,10 +10,8 @@ import anyio
 from executor.datahub import answers, documents
 from executor.datahub.errors import (
     DataHubError,
-    DataHubRefusedError,
-    DataHubUnavailableError,
-    UnauthorizedError,
     UnsupportedError,
+    is_of_the_content,
 )
 from executor.datahub.state import (
     ABSENT_VERSION,
@@ -147,12 +145,12 @@ class DataHub:
                 {"input": inputs},
                 lambda answer: answers.all_stored(answer, count),
             )
-        except (DataHubUnavailableError, UnauthorizedError) as error:
-            return [error] * count
         except UnsupportedError:
             raise
-        except DataHubRefusedError:  # perhaps of one of them alone, or of their size together
-            stored = False
+        except DataHubError as error:
+            if not is_of_the_content(error):
+                return [error] * count
+            stored = False  # perhaps because of one of them alone, or of their size together
         if stored:
             return [None] * count
         # They are one transaction: a refusal of one of them kept all of them out, and is said of each.

@@ -52,6 +52,12 @@ class UnauthorizedError(DataHubRefusedError):
     kind = "401"
 
 
+class BlockedError(UnauthorizedError):
+    """HTTP 403: the token lacks a privilege, or a firewall in between refuses this; less of it may pass."""
+
+    kind = "403"
+
+
 class ForbiddenError(DataHubRefusedError):
     """The token is accepted, and its owner lacks the privilege."""
 
@@ -86,6 +92,13 @@ class VersionConflictError(DataHubRefusedError):
     """Somebody else wrote the aspect since its version was read (contract, section 3)."""
 
     kind = "version"
+
+
+def is_of_the_content(error: DataHubError) -> bool:
+    """Whether part of what was sent, or less of it, may be taken though this was the answer to all of it."""
+    if isinstance(error, UnauthorizedError):
+        return isinstance(error, BlockedError)
+    return not isinstance(error, DataHubUnavailableError)
 
 
 # Of DataHub's check of an aspect's size, its JSON reader, its databases and its message bus.

@@ -11,6 +11,7 @@ import httpx
 from executor import lack
 from executor.datahub.answers import WAIT_AND_SEE, GraphQLAnswer
 from executor.datahub.errors import (
+    BlockedError,
     DataHubError,
     DataHubRefusedError,
     DataHubUnavailableError,
@@ -82,7 +83,7 @@ class Transport:
 
         Raises:
             DataHubUnavailableError: no usable answer.
-            UnauthorizedError: the token is not accepted.
+            UnauthorizedError: the token is not accepted; BlockedError: HTTP 403.
             DataHubRefusedError: the server does not take what was sent.
         """
         body = {"query": document, "variables": variables}
@@ -164,10 +165,10 @@ def _failure(answer: httpx.Response) -> DataHubError:
     code, where = answer.status_code, _where(answer)
     text = answer.content.decode(errors="replace")
     if code in {401, 403}:
-        return UnauthorizedError(
+        refused = UnauthorizedError if code == httpx.codes.UNAUTHORIZED else BlockedError
+        return refused(
             f"DataHub answered {code} to {where}: check DATAHUB_GMS_TOKEN (expired, revoked, or it lacks a "
-            "privilege)",
-            str(code),
+            "privilege)"
         )
     if ruled := refusal(text):
         return ruled

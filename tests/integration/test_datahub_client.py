@@ -332,10 +332,11 @@ async def test_each_write_that_is_not_stored_has_its_reason(
     assert [type(outcome) for outcome in outcomes] == [kind] * count
 
 
+@pytest.mark.parametrize("code", [413, 403])
 async def test_a_batch_that_is_too_large_together_is_stored_one_by_one(
-    stand_in: DataHubStandIn,
+    code: int, stand_in: DataHubStandIn
 ) -> None:
-    stand_in.faults.add("patchEntities", Fault.status(413, "<h1>Request Entity Too Large</h1>"))
+    stand_in.faults.add("patchEntities", Fault.status(code, "<h1>Request Entity Too Large</h1>"))
     async with client(stand_in.url) as (datahub, _):
         assert await datahub.write_states([write("e1"), write("e2")]) == [None, None]
     assert [stand_in.store.status("e1"), stand_in.store.status("e2")] == ["SUCCESS", "SUCCESS"]

@@ -12,7 +12,6 @@ from executor import heartbeat
 from executor.backoff import Backoff
 from executor.claim import Claim
 from executor.datahub.client import open_datahub
-from executor.datahub.state import RunState, Status
 from executor.heartbeat import SHORTEST_PROGRESS_TIMEOUT, Heartbeat
 from executor.journal import Journal
 from executor.local.datahub import DataHubStandIn
@@ -138,18 +137,6 @@ async def test_while_the_queue_hangs_every_run_is_ended_before_its_lease_is(
             tasks.cancel_scope.cancel()
     assert {run.stop_reason for run in everyone} == {StopReason.LEASE_ENDING}
     assert min(left) > 0
-
-
-async def test_each_write_is_a_sign_of_life_even_where_it_says_the_same(stand_in: DataHubStandIn) -> None:
-    state = RunState(Status.RUNNING, 1, 5, "the report")
-    async with open_datahub(stand_in.url, "t", lambda *_: None) as datahub:
-        reporter = Reporter(datahub, "r1", Claim("owner", 1, "m", 1), Backoff, 8.0)
-        reporter.adopt(await datahub.stored_state("r1"))
-        for beat in (1, 2, 3):
-            await reporter.store(state)
-            stored = await datahub.stored_state("r1")
-            claim = Claim.of(stored)
-            assert (stored.version, claim.beat if claim else None) == (beat, beat)
 
 
 async def test_the_kill_signals_of_all_runs_are_looked_up_in_one_call(site: Site) -> None:

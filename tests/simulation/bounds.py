@@ -15,10 +15,10 @@ Rules, by the names that a breach is reported under:
   minute at most one that its executor receives again before it is through with it.
 * `received in vain`: no message comes back from an executor that nothing has happened to, unless it was not yet
   through with it.
-* `repeated in vain`: where nothing goes wrong, no message of a request goes to the dead-letter queue, unless it
-  waits for a slot for longer than the queue hides it, and was sent twice or may be received a few times only; and
-  the request ends in its first attempt, unless it needs a hand-over that can't be passed on, or was sent twice and
-  needs one; where but DataHub is away, for less than a claim's term, it has one process at most.
+* `repeated in vain`: where nothing goes wrong, no message of a request goes to the dead-letter queue, unless it was
+  sent twice and waits for a slot for longer than the queue hides it; and the request ends in its first attempt,
+  unless it needs a hand-over that can't be passed on, or was sent twice and may be received a few times only; where
+  but DataHub is away, for less than a claim's term, it has one process at most.
 """
 
 from collections.abc import Callable
@@ -211,14 +211,10 @@ class Bounds:
             return None
         scaled_down = plan.hold_limit < HOLD_LIMIT
         # Whoever waits for a slot for longer than the queue hides a message takes a receive more each time.
-        if (
-            plan.faultless
-            and record.redriven
-            and not (scaled_down and (record.sent_twice or plan.few_receives))
-        ):
+        if plan.faultless and record.redriven and not (scaled_down and record.sent_twice):
             return "a message of it went to the dead-letter queue"
         # The fresh message, by one that can't pass it on, or has another one of the request.
-        kept_waiting = scaled_down and (record.sent_twice or not plan.server.patches)
+        kept_waiting = scaled_down and ((record.sent_twice and plan.few_receives) or not plan.server.patches)
         if plan.faultless and not kept_waiting and record.attempts > 1:
             return f"{record.attempts} attempts, though nothing went wrong"
         if plan.long_outage and len(record.processes) > 1:

@@ -108,9 +108,10 @@ def draw(seed: int) -> Plan:
     )
     many = (1, 1, 1, 1, 2) if faulty else (1, 1, 2, 6)  # more than there are slots
     requests = [_request(chance, number, span) for number in range(chance.choice(many))]
-    weak = chance.random() < 0.08
-    server = Server()
-    if weak:
+    server, generation = Server(), chance.random()
+    if generation < 0.03:
+        server = Server(patches=False)
+    elif generation < 0.1:
         server = Server(
             conditions=chance.random() < 0.5, properties=chance.random() < 0.5, patches=chance.random() < 0.7
         )
