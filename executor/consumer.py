@@ -26,6 +26,7 @@ from executor.signals import Signals
 LAST_RECEIVE_SPARE = 2.0  # seconds beyond its own wait that a receive under way at the stop is given
 LONGEST_PAUSE = 2.0  # seconds between receives of a server that doesn't wait for messages
 LAST_RELEASE_TIMEOUT = 5.0  # seconds to give back what came while the service was stopping
+CLEARED_WITHIN = 3.0  # seconds that a run which is over is given to clear up, before its message comes back
 RECEIVERS = 3  # while one waits for messages, slots that become free must not wait for its return
 REMEMBERED_MESSAGES = 10_000  # ids of messages that were complained of, so that each is said once
 
@@ -204,18 +205,29 @@ class Consumer:
 
     def _start_twice(self, held: Run, delivery: Delivery, runs: TaskGroup) -> None:
         """Go on with the run that there is."""
-        lost = held.stop_reason is StopReason.LEASE_LOST or held.let_go
-        if not lost and delivery.message_id == held.delivery.message_id:
+        if held.stop_reason is StopReason.LEASE_LOST:  # it is being ended, which may take long
+            runs.start_soon(try_release, self.queue, delivery, foreign_delay(delivery.receive_count))
+        elif held.let_go:
+            runs.start_soon(self._start_after, held, delivery, runs)
+        elif delivery.message_id == held.delivery.message_id:
             # The same message once more: its new receipt handle has taken the place of the old one.
             held.log.info("message_came_again", message_id=delivery.message_id)
             held.hold(delivery)
-        elif not lost and held.is_succeeded_by(delivery):
+        elif held.is_succeeded_by(delivery):
             held.succeed(delivery)
-        elif lost:  # it is being ended, which may take long: then it may start again
-            runs.start_soon(try_release, self.queue, delivery, foreign_delay(delivery.receive_count))
         else:
             held.log.info("duplicate_held_back", message_id=delivery.message_id)
             runs.start_soon(try_release, self.queue, delivery, duplicate_delay(delivery.receive_count))
+
+    async def _start_after(self, held: Run, delivery: Delivery, runs: TaskGroup) -> None:
+        """Start it again once the run that has let go of it is cleared away, which takes moments."""
+        with anyio.move_on_after(CLEARED_WITHIN):
+            while self.active.get(held.exec_id) is held:
+                await self.active.changed(CLEARED_WITHIN)
+        if self._intake.cancel_called or self.active.get(held.exec_id) is held:
+            await try_release(self.queue, delivery, foreign_delay(delivery.receive_count))
+        else:
+            self._dispatch(delivery, runs)
 
     def _is_foreign(self, executor_id: str | None) -> bool:
         return executor_id is not None and executor_id != self.executor_id
