@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import httpx
 from aiohttp import web
 
-from tests.servers.process import free_port
+from tests.servers.web import serving
 
 
 @asynccontextmanager
@@ -25,13 +25,5 @@ async def firewall(datahub_url: str, largest: int, code: int) -> AsyncIterator[s
         back = {"Content-Type": passed.headers.get("Content-Type", "text/plain")}
         return web.Response(body=passed.content, status=passed.status_code, headers=back)
 
-    app = web.Application(client_max_size=64 * 1024 * 1024)
-    app.router.add_route("*", "/{path:.*}", answer)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    port = free_port()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        await runner.cleanup()
+    async with serving(answer) as url:
+        yield url

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import httpx
 from aiohttp import web
 
-from tests.servers.process import free_port
+from tests.servers.web import serving
 
 
 @asynccontextmanager
@@ -43,13 +43,5 @@ async def refusing_queue(
         back = {name: passed.headers[name] for name in kept if name in passed.headers}
         return web.Response(body=passed.content, status=passed.status_code, headers=back)
 
-    app = web.Application()
-    app.router.add_post("/{path:.*}", answer)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    port = free_port()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    try:
-        yield f"http://127.0.0.1:{port}{urlsplit(queue).path}"
-    finally:
-        await runner.cleanup()
+    async with serving(answer) as url:
+        yield url + urlsplit(queue).path

@@ -25,6 +25,7 @@ from tests.integration.commands import COMMAND, executor, executor_on_terminal, 
 from tests.integration.package_index import PackageIndex, serve, wheel
 from tests.servers import LocalStack
 from tests.servers.process import free_port
+from tests.servers.web import serving
 
 SKIPPED = "\N{EN DASH}"
 Marks = dict[str, str]
@@ -65,17 +66,6 @@ def line_of(text: str, name: str) -> str:
 
 
 @asynccontextmanager
-async def site(app: web.Application) -> AsyncIterator[str]:
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
-
-
-@asynccontextmanager
 async def before_sqs(endpoint: str, *, denied: str = "", seconds_off: float = 0) -> AsyncIterator[str]:
     """AWS's front door before LocalStack, which knows no IAM and has our clock."""
 
@@ -99,9 +89,7 @@ async def before_sqs(endpoint: str, *, denied: str = "", seconds_off: float = 0)
             content_type="application/x-amz-json-1.0",
         )
 
-    app = web.Application()
-    app.router.add_post("/{path:.*}", enter)
-    async with httpx.AsyncClient(trust_env=False) as client, site(app) as url:
+    async with httpx.AsyncClient(trust_env=False) as client, serving(enter) as url:
         yield url
 
 
@@ -380,9 +368,7 @@ async def test_an_ecs_task_says_what_it_has(env: dict[str, str]) -> None:
         }
         return web.json_response(body)
 
-    app = web.Application()
-    app.router.add_get("/v4/id/task", task)
-    async with site(app) as url:
+    async with serving(task) as url:
         code, _, text = await check({**env, "ECS_CONTAINER_METADATA_URI_V4": f"{url}/v4/id"})
     assert code == 0
     assert "datahub-executor:7" in line_of(text, "ECS task")

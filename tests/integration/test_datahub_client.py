@@ -30,6 +30,7 @@ from executor.datahub.transport import Failure, is_outage
 from executor.local.datahub import DataHubStandIn
 from executor.local.faults import Fault
 from tests.servers.process import free_port
+from tests.servers.web import serving
 
 LOOPBACK = "127.0.0.1"
 LOGIN_PAGE = "<html><h2>Sign in</h2></html>"
@@ -72,15 +73,8 @@ class Seen:
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
     server = Server()
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", server.answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    port = free_port()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    server.url = f"http://127.0.0.1:{port}"
-    yield server
-    await runner.cleanup()
+    async with serving(server.answer) as server.url:
+        yield server
 
 
 @asynccontextmanager

@@ -1,7 +1,7 @@
 """DataHub or the queue away for a while: nothing is lost, nothing runs twice, and it is said once."""
 
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
@@ -13,8 +13,8 @@ from executor.local.faults import Fault
 from tests.integration.firewall import firewall
 from tests.integration.service import PATIENT, QUICK, Site
 from tests.servers import LocalStack
-from tests.servers.process import free_port
 from tests.servers.proxy import tcp_proxy
+from tests.servers.web import Answer, serving
 
 LOGIN_PAGE = "<html><h2>HTTP ERROR 401 Unauthorized to perform this action.</h2></html>"
 
@@ -124,7 +124,7 @@ async def test_a_login_page_in_front_of_the_queue_is_an_outage(site: Site) -> No
         return web.Response(text="<html>Please sign in</html>", content_type="text/html")
 
     async with (
-        serving(sign_in, site.queue) as queue,
+        answering(sign_in, site.queue) as queue,
         site.service(DATAHUB_EXECUTOR_QUEUE=queue),
     ):
         said = await site.event("server_unavailable", lambda event: event["server"] == "queue")
@@ -139,26 +139,17 @@ async def test_a_server_that_answers_at_once_with_nothing_is_asked_less_and_less
         asked.append(anyio.current_time())
         return web.json_response({}, headers={"x-amzn-RequestId": "1"})
 
-    async with serving(nothing, site.queue) as queue, site.service(DATAHUB_EXECUTOR_QUEUE=queue):
+    async with answering(nothing, site.queue) as queue, site.service(DATAHUB_EXECUTOR_QUEUE=queue):
         await site.until(lambda: len(asked) >= 12)
     pauses = [later - earlier for earlier, later in itertools.pairwise(asked[-7:])]
     assert sum(pauses) > 0.5, "without pauses these take some milliseconds"
 
 
 @asynccontextmanager
-async def serving(answer: Callable[[web.Request], Awaitable[web.Response]], queue: str) -> AsyncIterator[str]:
+async def answering(answer: Answer, queue: str) -> AsyncIterator[str]:
     """The URL of that queue on a server of whose calls `answer` sees all."""
-    app = web.Application()
-    app.router.add_post("/{path:.*}", answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        port = free_port()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
-        yield f"http://127.0.0.1:{port}{urlsplit(queue).path}"
-    finally:
-        with anyio.CancelScope(shield=True):
-            await runner.cleanup()
+    async with serving(answer) as url:
+        yield url + urlsplit(queue).path
 
 
 @pytest.mark.parametrize("code", [403, 413])

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from executor.queue.opening import open_queue
 from executor.queue.sqs import SqsQueue
 from tests.servers import LocalStack
 from tests.servers.process import free_port
+from tests.servers.web import serving
 
 DEADLINE = 60.0  # seconds; only a failing test takes them
 REGION = "eu-central-1"
@@ -462,21 +463,6 @@ async def answering(status: int, body: object, **headers: str) -> AsyncIterator[
             yield f"{base}/123456789012/q"
         finally:
             over.set()
-
-
-@asynccontextmanager
-async def serving(answer: Callable[[web.Request], Awaitable[web.Response]]) -> AsyncIterator[str]:
-    """The base URL of a server."""
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        port = free_port()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        await runner.cleanup()
 
 
 async def test_a_missing_permission_is_told_with_aws_own_words() -> None:
