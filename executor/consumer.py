@@ -11,7 +11,7 @@ from anyio.lowlevel import checkpoint
 
 from executor.backoff import Backoff
 from executor.claiming import duplicate_delay
-from executor.disposal import try_release
+from executor.disposal import try_release, try_release_all
 from executor.execution import Executor, foreign_delay
 from executor.messages import ExecutionRequest, MalformedMessage, Reference, Signal, parse
 from executor.operations.metrics import Metrics
@@ -25,7 +25,6 @@ from executor.signals import Signals
 
 LAST_RECEIVE_SPARE = 2.0  # seconds beyond its own wait that a receive under way at the stop is given
 LONGEST_PAUSE = 2.0  # seconds between receives of a server that doesn't wait for messages
-LAST_RELEASE_TIMEOUT = 5.0  # seconds to give back what came while the service was stopping
 CLEARED_WITHIN = 3.0  # seconds that a run which is over is given to clear up, before its message comes back
 RECEIVERS = 3  # while one waits for messages, slots that become free must not wait for its return
 REMEMBERED_MESSAGES = 10_000  # ids of messages that were complained of, so that each is said once
@@ -119,9 +118,7 @@ class Consumer:
             finally:
                 self._receives.discard(receive)
         if self._intake.cancel_called:
-            with anyio.move_on_after(LAST_RELEASE_TIMEOUT, shield=True):
-                for delivery in deliveries:
-                    await try_release(self.queue, delivery, 0)
+            await try_release_all(self.queue, deliveries)
             return []
         return deliveries
 

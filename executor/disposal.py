@@ -1,5 +1,6 @@
 """How a message is let go: for good, or to be received again."""
 
+from collections.abc import Sequence
 from enum import Enum, auto
 
 import anyio
@@ -9,6 +10,8 @@ from structlog.typing import FilteringBoundLogger
 from executor.backoff import Backoff
 from executor.queue.delivery import Delivery, LeaseLostError, QueueError
 from executor.queue.sqs import SqsQueue
+
+RELEASE_TIMEOUT = 5.0  # seconds; what stops the service does not wait for long
 
 log = structlog.get_logger()
 
@@ -47,8 +50,23 @@ async def dispose(
 
 
 async def try_release(queue: SqsQueue, delivery: Delivery, delay: float = 0) -> None:
-    """Give a message back that nothing was done with; where that fails, it comes back when its lease ends."""
-    try:
-        await queue.release(delivery, delay)
-    except (QueueError, LeaseLostError) as error:
-        log.info("release_failed", message_id=delivery.message_id, reason=str(error))
+    """Give a message back that nothing was done with, also when the service ends meanwhile: it would stay hidden.
+
+    Where that fails, it comes back when its lease ends.
+    """
+    reason = "the queue did not answer in time"
+    with anyio.move_on_after(RELEASE_TIMEOUT, shield=True):
+        try:
+            await queue.release(delivery, delay)
+        except (QueueError, LeaseLostError) as error:
+            reason = str(error)
+        else:
+            return
+    log.info("release_failed", message_id=delivery.message_id, reason=reason)
+
+
+async def try_release_all(queue: SqsQueue, deliveries: Sequence[Delivery]) -> None:
+    """Have them received again at once, if possible."""
+    async with anyio.create_task_group() as tasks:
+        for delivery in deliveries:
+            tasks.start_soon(try_release, queue, delivery)

@@ -11,7 +11,7 @@ from executor.backoff import Backoff
 from executor.claim import Offer
 from executor.consumer import Consumer
 from executor.datahub.errors import DataHubError
-from executor.disposal import Disposal, dispose, try_release
+from executor.disposal import Disposal, dispose, try_release_all
 from executor.heartbeat import LONGEST_PAUSE, last_moments
 from executor.pool import Pool
 from executor.queue.batcher import BATCH_LIMIT
@@ -25,7 +25,6 @@ FINISH_BEFORE = 3.0  # seconds before the old message's last moments, in which i
 TOGETHER = 1 / 8  # of that time: runs that are due within it begin with the first one, for one sweep to do
 SWEEP_SHARE = 1 / 4  # of a visibility time-out: when a full executor first looks for the fresh message itself
 LONGEST_SWEEP = 20  # receives
-RELEASE_TIMEOUT = 5.0  # seconds to show again what a sweep has found besides
 OFFER_SHARE = 1 / 2  # of a visibility time-out: for how long a receipt handle that was passed on is tried
 
 log = structlog.get_logger()
@@ -200,10 +199,7 @@ class Handover:
         except QueueError as error:
             log.info("sweep_failed", reason=str(error))
         finally:
-            with anyio.move_on_after(RELEASE_TIMEOUT, shield=True):
-                async with anyio.create_task_group() as tasks:
-                    for delivery in others:
-                        tasks.start_soon(try_release, self.queue, delivery)
+            await try_release_all(self.queue, others)
 
     async def _record(self, run: Run) -> bool:
         """Have DataHub know which message counts, before there is only that one. Whether it is held then."""
