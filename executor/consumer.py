@@ -189,8 +189,20 @@ class Consumer:
         waits: bool,
     ) -> None:
         self.metrics.requests.inc()
+        self._start_or_join(delivery, exec_id, request, runs, waits=waits)
+
+    def _start_or_join(
+        self,
+        delivery: Delivery,
+        exec_id: str,
+        request: ExecutionRequest | None,
+        runs: TaskGroup,
+        *,
+        waits: bool,
+    ) -> None:
         if (held := self.active.get(exec_id)) is not None:
-            self._start_twice(held, delivery, runs)
+            if not self._join(held, delivery, runs):
+                runs.start_soon(self._start_after, held, delivery, request, runs, waits)
             return
         run = self.new_run(exec_id, delivery, request)
         self.active.add(run)
@@ -200,12 +212,12 @@ class Consumer:
         run.log.info("request_received", message_id=delivery.message_id, receive_count=delivery.receive_count)
         runs.start_soon(self.executor.execute, run, ticket, None, waits)
 
-    def _start_twice(self, held: Run, delivery: Delivery, runs: TaskGroup) -> None:
-        """Go on with the run that there is."""
+    def _join(self, held: Run, delivery: Delivery, runs: TaskGroup) -> bool:
+        """Go on with the run that there is; False if that is over, and has let go of its message."""
         if held.stop_reason is StopReason.LEASE_LOST:  # it is being ended, which may take long
             runs.start_soon(try_release, self.queue, delivery, foreign_delay(delivery.receive_count))
         elif held.let_go:
-            runs.start_soon(self._start_after, held, delivery, runs)
+            return False
         elif delivery.message_id == held.delivery.message_id:
             # The same message once more: its new receipt handle has taken the place of the old one.
             held.log.info("message_came_again", message_id=delivery.message_id)
@@ -215,16 +227,26 @@ class Consumer:
         else:
             held.log.info("duplicate_held_back", message_id=delivery.message_id)
             runs.start_soon(try_release, self.queue, delivery, duplicate_delay(delivery.receive_count))
+        return True
 
-    async def _start_after(self, held: Run, delivery: Delivery, runs: TaskGroup) -> None:
+    async def _start_after(
+        self,
+        held: Run,
+        delivery: Delivery,
+        request: ExecutionRequest | None,
+        runs: TaskGroup,
+        waits: bool,
+    ) -> None:
         """Start it again once the run that has let go of it is cleared away, which takes moments."""
         with anyio.move_on_after(CLEARED_WITHIN):
             while self.active.get(held.exec_id) is held:
                 await self.active.changed(CLEARED_WITHIN)
-        if self._intake.cancel_called or self.active.get(held.exec_id) is held:
+        if self._intake.cancel_called:
+            await try_release(self.queue, delivery)
+        elif self.active.get(held.exec_id) is held:
             await try_release(self.queue, delivery, foreign_delay(delivery.receive_count))
         else:
-            self._dispatch(delivery, runs)
+            self._start_or_join(delivery, held.exec_id, request, runs, waits=waits)
 
     def _is_foreign(self, executor_id: str | None) -> bool:
         return executor_id is not None and executor_id != self.executor_id

@@ -81,20 +81,21 @@ class Handover:
                     tasks.start_soon(self._end_with, run, tasks.cancel_scope)
                     if await self._is_told_apart(run):
                         await self._send(run, old)
-                        await self._receive(run)
-                        while not await self._record(run):  # its lease may be lost while DataHub is away
-                            await self._receive(run)
+                        tasks.start_soon(self._take_offers, run)
+                        await run.succeeded.wait()
+                        while not await self._record(run):  # it may be lost before DataHub could be told
+                            await run.succeeded.wait()
                     tasks.cancel_scope.cancel()
             fresh = run.successor
             if run.phase is not Phase.RUNNING or run.stop_reason is not None:
                 return  # settling sees to both messages
             if fresh is None or not run.reporter.recorded(fresh.message_id, fresh.receive_count):
-                # The claim names the old one: whoever gets the fresh one would wait for us, dead or alive.
-                run.tied = True
+                run.tied = True  # it still holds both, of which DataHub may name either
                 run.log.warning(
                     "handover_failed", consequence="the run ends when the queue's limit is reached"
                 )
                 return
+            old = run.delivery  # it may have come again meanwhile
             run.hand_over(fresh)
             # Whoever has it by now leaves the run alone: the claim names the fresh one.
             await dispose(self.queue, old, Disposal.DELETE, 0, self.backoff(), run.log)
@@ -136,14 +137,8 @@ class Handover:
                 await backoff.wait()
         run.log.info("handover_begun", message_id=run.successor_id)
 
-    async def _receive(self, run: Run) -> None:
-        """Get hold of the message: the consumer receives it, another executor passes it on, or a sweep finds it."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._take_offers, run)
-            await run.succeeded.wait()
-            tasks.cancel_scope.cancel()
-
     async def _take_offers(self, run: Run) -> None:
+        """Get hold of the message where another executor has received it, and passed it on."""
         seen, delivery = None, None
         while True:
             await run.reporter.news()
@@ -151,7 +146,7 @@ class Handover:
             if offer is not None and offer != seen and offer.message_id == run.successor_id:
                 seen = offer
                 delivery = offered(offer, run.delivery, self.visibility)
-            if delivery is None:
+            if delivery is None or run.successor is not None:
                 continue
             try:
                 await self.queue.extend(delivery)
@@ -161,7 +156,7 @@ class Handover:
                 await anyio.sleep(self.visibility / 20)
             else:
                 run.succeed(delivery)
-                return
+                delivery = None
 
     async def _sweep(self, runs: TaskGroup) -> None:
         """While there is no room, the consumer receives nothing, and perhaps nobody does: look for what was sent.
@@ -208,8 +203,6 @@ class Handover:
             return False
         while run.successor is fresh and not run.reporter.recorded(fresh.message_id, fresh.receive_count):
             await run.reporter.news()
-        if fresh.lease_ends <= anyio.current_time():
-            run.lose_successor(fresh)
         return run.successor is fresh
 
 

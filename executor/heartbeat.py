@@ -143,8 +143,7 @@ class Heartbeat:
         try:
             await self.queue.extend(delivery)
         except LeaseLostError as error:
-            run.lose_successor(delivery)
-            if run.delivery is delivery and not run.let_go:  # else it has come again, to ourselves
+            if not run.let_go and run.lost(delivery):  # else it has come again, to ourselves
                 run.log.warning("lease_lost", reason=str(error))
                 self._give_up(run, grace=0)
         except QueueError as error:

@@ -165,6 +165,12 @@ class Reporter:
         claim = self._written_claim
         return claim is not None and (claim.message_id, claim.receives) == (message_id, receives)
 
+    def may_be_recorded(self, message_id: str, receives: int) -> bool:
+        """Whether DataHub may say so: a write that did may have been stored, though nobody knows."""
+        claim = self._writing_claim
+        in_doubt = not self._certain and (claim.message_id, claim.receives) == (message_id, receives)
+        return in_doubt or self.recorded(message_id, receives)
+
     async def kept(self) -> bool:
         """Whether DataHub keeps the claims that come with the writes. Raises DataHubError."""
         return Claim.of(await self._datahub.stored_state(self.exec_id)) is not None

@@ -99,6 +99,7 @@ class Run:
     def hand_over(self, successor: Delivery) -> None:
         """The successor takes the old message's place."""
         self.successor, self.successor_id, self.succeeded = None, None, anyio.Event()
+        self.handing_over = False
         self.hold(successor)
 
     def renewed(self) -> None:
@@ -111,11 +112,18 @@ class Run:
         self._name_the_message_that_counts()
         self.succeeded.set()
 
-    def lose_successor(self, delivery: Delivery) -> None:
-        """That receive of the successor is over: it has to be had anew, and the run's own message counts."""
-        if self.successor is delivery:
+    def lost(self, delivery: Delivery) -> bool:
+        """That receive is over. Whether the run's hold on its request is, too.
+
+        It is for a successor that DataHub may name already: whoever has it now may take the run for dead. Any other
+        one has to be had anew, and the run's own message counts until then.
+        """
+        if delivery is self.successor:
+            if self.reporter.may_be_recorded(delivery.message_id, delivery.receive_count):
+                return True
             self.successor, self.succeeded = None, anyio.Event()
             self._name_the_message_that_counts()
+        return delivery is self.delivery
 
     def is_succeeded_by(self, delivery: Delivery) -> bool:
         """Whether it is that message, which may be received before its sending was answered."""
