@@ -158,14 +158,14 @@ class Consumer:
         except MalformedMessage as error:
             self._dispatch_malformed(delivery, error, runs)
             return
-        if isinstance(message, Reference):
-            self._start(delivery, message.exec_id, None, runs, waits=waits)
-        elif self._is_foreign(message.executor_id):
+        if not isinstance(message, Reference) and self._is_foreign(message.executor_id):
             runs.start_soon(self._give_back, delivery, message.executor_id)
         elif isinstance(message, Signal):
             runs.start_soon(self.signals.handle, delivery, message)
         else:
-            self._start(delivery, message.exec_id, message, runs, waits=waits)
+            self.metrics.requests.inc()
+            request = None if isinstance(message, Reference) else message
+            self._start(delivery, message.exec_id, request, runs, waits=waits)
 
     def _dispatch_malformed(self, delivery: Delivery, error: MalformedMessage, runs: TaskGroup) -> None:
         if self._is_foreign(error.executor_id):
@@ -180,18 +180,6 @@ class Consumer:
             self._say_once("message_malformed", delivery, error.reason)
 
     def _start(
-        self,
-        delivery: Delivery,
-        exec_id: str,
-        request: ExecutionRequest | None,
-        runs: TaskGroup,
-        *,
-        waits: bool,
-    ) -> None:
-        self.metrics.requests.inc()
-        self._start_or_join(delivery, exec_id, request, runs, waits=waits)
-
-    def _start_or_join(
         self,
         delivery: Delivery,
         exec_id: str,
@@ -246,7 +234,7 @@ class Consumer:
         elif self.active.get(held.exec_id) is held:
             await try_release(self.queue, delivery, foreign_delay(delivery.receive_count))
         else:
-            self._start_or_join(delivery, held.exec_id, request, runs, waits=waits)
+            self._start(delivery, held.exec_id, request, runs, waits=waits)
 
     def _is_foreign(self, executor_id: str | None) -> bool:
         return executor_id is not None and executor_id != self.executor_id
